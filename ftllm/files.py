@@ -1,0 +1,94 @@
+"""Files that appear whole or not at all, and their hashes."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ftllm.errors import UserError, WorkError
+
+PARTIAL = ".partial"
+
+
+def partial_path(path: Path) -> Path:
+    """The name a file has while it is being written: `X.gguf` -> `X.gguf.partial`."""
+    return path.with_name(path.name + PARTIAL)
+
+
+def publish(path: Path) -> None:
+    """Sync `path`'s partial file and give it its final name; the rename is synced too."""
+    partial = partial_path(path)
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    os.replace(partial, path)
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make a rename in `directory` durable (a no-op where directories cannot be opened)."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+    except (PermissionError, IsADirectoryError):  # Windows
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield the partial path to write to; publish it on success, remove it on any failure.
+
+    Raises:
+        WorkError: no space left on the device.
+        UserError: the place cannot be written.
+    """
+    partial = partial_path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        publish(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise storage_error(error, path) from error
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def storage_error(error: OSError, path: Path) -> Exception:
+    """Translate an `OSError` met while writing `path` into the line a person should see."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return WorkError(f"no space left while writing {path}", "free some space, or write to another disk")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return UserError(f"cannot write {path}: {error.strerror}", "choose a directory you may write to")
+    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        return UserError(f"cannot write {path}: {error.strerror}", "something else has that name; choose another")
+    return error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text whole or not at all."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, as lowercase hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

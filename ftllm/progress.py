@@ -1,0 +1,112 @@
+"""One vocabulary of progress for all long work.
+
+Bars on a terminal, plain lines or nothing when piped, JSON lines with `--json`.
+Data goes to stdout (JSON lines are data); everything a person watches goes to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import DownloadColumn as BytesColumn
+
+
+@dataclass
+class Reporter:
+    """Where a verb's progress goes.
+
+    Args:
+        json_lines: print one JSON object a line on stdout and nothing for people.
+        quiet: nothing but warnings and errors on stderr.
+        verbose: show details and tracebacks.
+    """
+
+    json_lines: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False, soft_wrap=True))
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def live(self) -> bool:
+        """True when bars may be drawn: a person watches stderr."""
+        return self.console.is_terminal and not self.quiet and not self.json_lines
+
+    def say(self, text: str) -> None:
+        """One line for a person."""
+        if not self.quiet and not self.json_lines:
+            self.console.print(escape(text))
+
+    def detail(self, text: str) -> None:
+        """One line for a person who asked for `--verbose`."""
+        if self.verbose and not self.json_lines:
+            self.console.print(escape(text), style="dim")
+
+    def warn(self, text: str) -> None:
+        """One line that is shown even with `--quiet`; an event with `--json`."""
+        if self.json_lines:
+            self.event("warning", message=text)
+        else:
+            self.console.print(f"[yellow]warning:[/yellow] {escape(text)}")
+
+    def event(self, event: str, **fields: Any) -> None:
+        """One JSON line on stdout, with `--json` only."""
+        if self.json_lines:
+            sys.stdout.write(json.dumps({"event": event, **fields}, ensure_ascii=False) + "\n")
+            sys.stdout.flush()
+
+    def done(self, **fields: Any) -> None:
+        """The last JSON line of a long job."""
+        self.event("done", **fields)
+
+    @contextmanager
+    def task(self, title: str, total: float | None, unit: str = "steps") -> Iterator[Task]:
+        """A bar over `total` units (`bytes` gets sizes); `None` when the end is unknown."""
+        if not self.live:
+            yield Task(self, title, total, unit)
+            return
+        amount: ProgressColumn = BytesColumn() if unit == "bytes" else MofNCompleteColumn()
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            amount,
+            TextColumn("{task.fields[note]}", style="dim"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+        ) as bars:
+            identifier = bars.add_task(escape(title), total=total, note="")
+            yield Task(self, title, total, unit, bars, identifier)
+
+
+@dataclass
+class Task:
+    """One piece of long work; made by `Reporter.task`."""
+
+    reporter: Reporter
+    title: str
+    total: float | None
+    unit: str
+    bars: Progress | None = None
+    identifier: Any = None
+    completed: float = 0
+
+    def update(self, completed: float, note: str = "", **fields: Any) -> None:
+        """Move to `completed` units; `note` is shown to people, `fields` go into the JSON line."""
+        self.completed = completed
+        if self.bars is not None:
+            self.bars.update(self.identifier, completed=completed, note=escape(note))
+        self.reporter.event("progress", task=self.title, completed=completed, total=self.total, unit=self.unit, **fields)
+
+    def advance(self, amount: float = 1, note: str = "", **fields: Any) -> None:
+        """Move on by `amount` units."""
+        self.update(self.completed + amount, note, **fields)
