@@ -5,40 +5,149 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
 
-from ftllm.errors import UserError
-
-app = typer.Typer(
-    name="ftllm",
-    help="Fine-tune a reasoning model on your own machine, export it to GGUF, and talk to it in this terminal.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+from ftllm import __version__
+from ftllm.errors import UserError, WorkError
 
 INTERRUPTED = 130
+FAILED = 1
+# Which extra brings a library that the light core lacks.
+EXTRAS = {
+    "torch": "train",
+    "transformers": "train",
+    "peft": "train",
+    "trl": "train",
+    "datasets": "train",
+    "accelerate": "train",
+    "math_verify": "train",
+    "safetensors": "export",
+    "sentencepiece": "export",
+    "google": "export",
+    "unsloth": "gpu",
+    "unsloth_zoo": "gpu",
+}
+
+
+@dataclass(frozen=True)
+class Verb:
+    """Where a verb's function is (`module:function`) and its line in `ftllm --help`."""
+
+    function: str
+    summary: str
+
+
+# A verb's module is imported only when that verb is asked for, so that `ftllm --help` stays quick.
+VERBS: dict[str, Verb] = {}
+
+
+def build(arguments: Sequence[str]) -> typer.Typer:
+    """The application for one command line: every verb is named, only the one asked for is imported."""
+    app = typer.Typer(
+        name="ftllm",
+        help="Fine-tune a reasoning model on your own machine, export it to GGUF, and talk to it in this terminal.",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True)(program)
+    asked = next((argument for argument in arguments if not argument.startswith("-")), None)
+    for name, verb in VERBS.items():
+        if name == asked:
+            app.command(name, short_help=verb.summary)(load(verb))
+        else:
+            app.command(name, short_help=verb.summary)(_named_only)
+    return app
+
+
+def load(verb: Verb) -> Callable[..., None]:
+    """Import a verb's function."""
+    module, function = verb.function.split(":")
+    loaded: Callable[..., None] = getattr(import_module(module), function)
+    return loaded
+
+
+def _named_only() -> None:
+    """Stands for a verb that this command line does not use."""
+
+
+def program(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"ftllm {__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def main() -> None:
-    """Run the program; turn every known failure into one line, a hint and an exit code."""
-    verbose = "--verbose" in sys.argv
+    """Run the program; turn every failure into one line, a hint and an exit code."""
+    arguments = sys.argv[1:]
+    verbose = "--verbose" in arguments
     try:
-        app()
-    except UserError as error:
-        if verbose:
-            traceback.print_exc()
-        print_error(error)
-        leave(error.exit_code)
+        code = build(arguments)(args=arguments, prog_name="ftllm", standalone_mode=False)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        leave(INTERRUPTED)
+        code = INTERRUPTED
+    except typer.Abort:
+        code = INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         leave(0)
+    except Exception as error:
+        if verbose and not isinstance(error, typer.TyperException):
+            traceback.print_exc()
+        failure = as_user_error(error)
+        print_error(failure)
+        leave(failure.exit_code)
+    if code == INTERRUPTED:
+        print("interrupted", file=sys.stderr)
+    leave(code if isinstance(code, int) else 0)
+
+
+def as_user_error(error: Exception) -> UserError:
+    """What to tell a person about `error`; anything unforeseen is named as the bug it is."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, typer.TyperException):
+        return usage_error(error)
+    if isinstance(error, ModuleNotFoundError):
+        library = (error.name or "").partition(".")[0]
+        if library in EXTRAS:
+            extra = EXTRAS[library]
+            return UserError(f"this needs {library}, which is not installed", f"pip install 'ftllm[{extra}]'")
+    if isinstance(error, OSError):
+        from ftllm.files import storage_error
+
+        known = storage_error(error, _path_of(error))
+        if isinstance(known, UserError):
+            return known
+    if isinstance(error, MemoryError):
+        return WorkError("out of memory", "close other programs, or take a smaller model, context or batch")
+    return WorkError(
+        f"unexpected {type(error).__name__}: {error}",
+        "this is a bug in ftllm: run it again with --verbose for the traceback",
+    )
+
+
+def usage_error(error: typer.TyperException) -> UserError:
+    """A command line that typer refused, with the help to ask for."""
+    context: Any = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "ftllm"
+    message = error.format_message().strip().rstrip(".")
+    return UserError(message[:1].lower() + message[1:], f"see `{command} --help`")
+
+
+def _path_of(error: OSError) -> Any:
+    from pathlib import Path
+
+    return Path(str(error.filename or "a file"))
 
 
 def print_error(error: UserError) -> None:
