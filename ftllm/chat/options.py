@@ -1,0 +1,57 @@
+"""What a person can choose about a conversation; `None` leaves the choice to the model file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+ThinkMode = Literal["auto", "on", "off"]
+
+
+@dataclass(frozen=True)
+class LoadSettings:
+    """How a model is loaded.
+
+    Args:
+        n_ctx: tokens the context holds; 0 for the model's own length, within reason.
+        gpu_layers: layers on the GPU; `auto` for all that fit.
+        n_threads: CPU threads; None for one a physical core.
+    """
+
+    n_ctx: int = 0
+    gpu_layers: int | Literal["auto"] = "auto"
+    n_threads: int | None = None
+
+
+@dataclass(frozen=True)
+class ReplyOptions:
+    """How one reply is made.
+
+    Args:
+        max_tokens: tokens generated at most, thoughts included.
+        think: `auto` lets the model choose; `on` and `off` use the template's switch where it has one, else open the
+            reply with the opening tag or with an empty, closed thought.
+        think_budget: tokens a thought may take before the engine closes it and asks for the answer; None: no limit.
+        temperature, top_k, top_p, min_p, repeat_penalty: None for the GGUF's `general.sampling.*`, else the defaults.
+        seed: of the sampler; None for a new one each time.
+    """
+
+    max_tokens: int = 8192
+    think: ThinkMode = "auto"
+    think_budget: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """Everything the screen needs to start a conversation, besides the model's path."""
+
+    load: LoadSettings = field(default_factory=LoadSettings)
+    reply: ReplyOptions = field(default_factory=ReplyOptions)
+    system: str | None = None
+    show_thoughts: bool = True

@@ -1,0 +1,135 @@
+"""A conversation: what was said, what was thought, and what of it the model sees again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from ftllm.chat.events import (
+    AnyEvent,
+    Done,
+    DoneReason,
+    Failed,
+    Stats,
+    TextDelta,
+    ThinkDelta,
+    ThinkEnd,
+    ThinkStart,
+)
+
+StopReason = DoneReason | Literal["failed"]
+
+
+@dataclass(frozen=True)
+class ChatMessage:
+    """One turn. The fields after `content` are the assistant's only."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+    thought: str = ""
+    thought_seconds: float = 0.0
+    thought_tokens: int = 0
+    answer_tokens: int = 0
+    stop_reason: StopReason | None = None
+    stats: Stats | None = None
+
+
+@dataclass
+class Reply:
+    """The assistant's turn while it arrives: fold the engine's events in with `feed`, look at `message` any time."""
+
+    thoughts: list[str] = field(default_factory=list)
+    answer: str = ""
+    thinking: bool = False
+    thinking_since: float | None = None  # engine's monotonic seconds, while `thinking`
+    thought_seconds: float = 0.0
+    thought_tokens: int = 0
+    stats: Stats | None = None
+    end: Done | Failed | None = None
+
+    def feed(self, event: AnyEvent) -> None:
+        """Take one event of this reply in."""
+        match event:
+            case ThinkStart():
+                self.thoughts.append("")
+                self.thinking, self.thinking_since = True, event.time
+            case ThinkDelta():
+                self.thoughts[-1] += event.text
+            case ThinkEnd():
+                self.thinking, self.thinking_since = False, None
+                self.thought_seconds += event.seconds
+                self.thought_tokens += event.tokens
+            case TextDelta():
+                self.answer += event.text
+            case Stats():
+                self.stats = event
+            case Done() | Failed():
+                self.end = event
+                self.thinking, self.thinking_since = False, None
+            case _:
+                pass
+
+    @property
+    def thought(self) -> str:
+        """All thoughts, stripped, a blank line between them."""
+        return "\n\n".join(text for text in map(str.strip, self.thoughts) if text)
+
+    @property
+    def message(self) -> ChatMessage:
+        """The turn as it stands."""
+        reason: StopReason | None = None
+        if self.end is not None:
+            reason = self.end.reason if isinstance(self.end, Done) else "failed"
+        return ChatMessage(
+            role="assistant",
+            content=self.answer.strip(),
+            thought=self.thought,
+            thought_seconds=self.thought_seconds,
+            thought_tokens=self.thought_tokens,
+            answer_tokens=self.stats.answer_tokens if self.stats else 0,
+            stop_reason=reason,
+            stats=self.stats,
+        )
+
+
+@dataclass
+class Session:
+    """The turns of one conversation, oldest first."""
+
+    system: str | None = None
+    messages: list[ChatMessage] = field(default_factory=list)
+
+    def ask(self, text: str) -> None:
+        """Add the person's turn."""
+        self.messages.append(ChatMessage("user", text))
+
+    def answered(self, reply: Reply) -> ChatMessage:
+        """Add the assistant's turn, complete or not, and return it."""
+        message = reply.message
+        self.messages.append(message)
+        return message
+
+    def context(self) -> list[Mapping[str, str]]:
+        """What the model sees: no thoughts, no empty replies, and no two turns of one role in a row.
+
+        A reply stopped before its answer began leaves two user turns in a row, which many templates refuse; they
+        become one, a blank line between them.
+        """
+        seen: list[ChatMessage] = [ChatMessage("system", self.system)] if self.system else []
+        for message in self.messages:
+            if message.role == "assistant" and not message.content:
+                continue
+            if seen and seen[-1].role == message.role:
+                seen[-1] = replace(seen[-1], content=f"{seen[-1].content}\n\n{message.content}")
+            else:
+                seen.append(message)
+        return [{"role": message.role, "content": message.content} for message in seen]
+
+
+def thought_title(seconds: float) -> str:
+    """The title of a finished thought: `Thought for 7.40 seconds`; past a minute `Thought for 1 min 7.40 s`."""
+    minutes, rest = divmod(round(seconds, 2), 60)
+    if minutes:
+        return f"Thought for {int(minutes)} min {rest:.2f} s"
+    return f"Thought for {rest:.2f} seconds"
