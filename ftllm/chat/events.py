@@ -2,9 +2,9 @@
 
 Every time is `time.monotonic()` of the engine's process, in seconds: differences between events mean something,
 absolute values do not. `reply` is the number `Engine.generate` returned, or 0 for events about the engine itself.
-A reply's events come in this order, and every reply ends with exactly one `Done` or `Failed`:
+A reply's events come in this order; a `Failed` may cut it anywhere and is then the last:
 
-    PromptProgress*  ( ThinkStart ThinkDelta* ThinkEnd | TextDelta )*  Stats  ( Done | Failed )
+    PromptProgress*  ( ThinkStart ThinkDelta* ThinkEnd | TextDelta )*  Stats  Done
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeAlias
 
 DoneReason = Literal["stop", "length", "context", "stopped"]
-"""`stop`: the model ended its turn; `length`: the token limit; `context`: the context is full; `stopped`: by request."""
+"""`stop`: by the model; `length`: the token limit; `context`: the context is full; `stopped`: by request."""
 
-ThinkEndReason = Literal["closed", "unclosed", "stopped", "budget", "answer_now"]
-"""`closed`: by the model; `unclosed`: the reply ended inside the thought; `stopped`: by request, with the reply;
-`budget` and `answer_now`: closed by the engine, and the answer follows."""
+ThinkEndReason = Literal["closed", "unclosed", "cut", "stopped", "budget", "answer_now"]
+"""`closed`: by the model; `unclosed`: the model ended its turn inside the thought; `cut`: the reply reached a limit
+there; `stopped`: by request, with the reply; `budget` and `answer_now`: by the engine, and the answer follows."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,6 @@ class Loaded(Event):
     n_ctx_train: int  # tokens the model was trained for
     size_bytes: int
     n_params: int
-    thinks: bool  # the chat template speaks of thoughts
     seconds: float  # from the command to now
 
 
@@ -96,7 +95,7 @@ class Stats(Event):
     thought_tokens: int  # all thoughts', tags included
     answer_tokens: int  # the rest, end-of-turn token not included
     thought_seconds: float  # all thoughts'
-    time_to_first_token: float | None  # seconds from the command to the first token; None: there was none
+    time_to_first_token: float | None  # seconds from taking the message up to the first token; None: there was none
     tokens_per_second: float | None  # while generating; None: fewer than two tokens
     n_ctx: int
     context_tokens: int  # tokens in the context now

@@ -47,6 +47,7 @@ class Reply:
     thought_tokens: int = 0
     stats: Stats | None = None
     end: Done | Failed | None = None
+    last_time: float = 0.0
 
     def feed(self, event: AnyEvent) -> None:
         """Take one event of this reply in."""
@@ -66,9 +67,12 @@ class Reply:
                 self.stats = event
             case Done() | Failed():
                 self.end = event
+                if self.thinking_since is not None:  # the engine died in the middle of a thought
+                    self.thought_seconds += max(0.0, self.last_time - self.thinking_since)
                 self.thinking, self.thinking_since = False, None
             case _:
                 pass
+        self.last_time = event.time
 
     @property
     def thought(self) -> str:
