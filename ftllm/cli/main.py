@@ -43,7 +43,9 @@ class Verb:
 
 
 # A verb's module is imported only when that verb is asked for, so that `ftllm --help` stays quick.
-VERBS: dict[str, Verb] = {}
+VERBS: dict[str, Verb] = {
+    "eval": Verb("ftllm.cli.eval:eval_verb", "Measure models on graded prompts and held-out conversations."),
+}
 
 
 def build(arguments: Sequence[str]) -> typer.Typer:

@@ -40,29 +40,43 @@ class Sample:
 
 @dataclass(frozen=True)
 class EvalData:
-    """The content of one data file; a row with a graded answer *and* an assistant's turn at its end is in both."""
+    """The content of data files; a row with a graded answer *and* an assistant's turn at its end is in both."""
 
-    path: Path
+    paths: tuple[Path, ...]
     prompts: tuple[Prompt, ...]
     samples: tuple[Sample, ...]
 
     def limited(self, limit: int | None) -> EvalData:
         """At most `limit` prompts and as many conversations, spread evenly over the file."""
-        return EvalData(self.path, _spread(self.prompts, limit), _spread(self.samples, limit))
+        return EvalData(self.paths, _spread(self.prompts, limit), _spread(self.samples, limit))
 
 
-def load(path: Path) -> EvalData:
-    """Read graded prompts, conversations, or a mixture, from JSONL (conversations from a JSON array too).
+def load(paths: Sequence[Path]) -> EvalData:
+    """Read graded prompts, conversations, or a mixture, from JSONL files (conversations from a JSON array too).
 
     Raises:
-        UserError: the file or a row is malformed; with file and line.
+        UserError: a file or a row is malformed, or an id is used twice; with file and line.
     """
+    parts = [_load(path) for path in paths]
+    prompts: dict[str, Prompt] = {}
+    for prompt in (prompt for part in parts for prompt in part.prompts):
+        if prompt.id in prompts:
+            raise UserError(
+                f"{prompt.source}: the id {prompt.id!r} is taken by {prompts[prompt.id].source}",
+                "give each prompt its own id",
+            )
+        prompts[prompt.id] = prompt
+    samples = tuple(sample for part in parts for sample in part.samples)
+    return EvalData(tuple(paths), tuple(prompts.values()), samples)
+
+
+def _load(path: Path) -> EvalData:
     if path.suffix.lower() == ".json":
         samples = [Sample(conversation) for conversation in load_conversations(path)]
         for sample in samples:
             _must_have_an_answer(sample.conversation)
-        return EvalData(path, (), tuple(samples))
-    prompts: dict[str, Prompt] = {}
+        return EvalData((path,), (), tuple(samples))
+    prompts = []
     samples = []
     for line, row in read_jsonl(path):
         source = f"{path}:{line}"
@@ -75,19 +89,11 @@ def load(path: Path) -> EvalData:
             _must_have_an_answer(conversation)
             samples.append(Sample(conversation, tags))
         if graded:
-            prompt = _prompt(row, conversation, tags, source, str(line))
-            if prompt.id in prompts:
-                raise UserError(
-                    f"{source}: the id {prompt.id!r} is taken by {prompts[prompt.id].source}",
-                    "give each prompt its own id",
-                )
-            prompts[prompt.id] = prompt
-    return EvalData(path, tuple(prompts.values()), tuple(samples))
+            prompts.append(_prompt(row, conversation, tags, source))
+    return EvalData((path,), tuple(prompts), tuple(samples))
 
 
-def _prompt(
-    row: dict[str, Any], conversation: Conversation | None, tags: tuple[str, ...], source: str, number: str
-) -> Prompt:
+def _prompt(row: dict[str, Any], conversation: Conversation | None, tags: tuple[str, ...], source: str) -> Prompt:
     answer, grade = row.get("answer"), row.get("grade")
     if isinstance(answer, int | float) and not isinstance(answer, bool):
         answer = str(answer)
@@ -100,7 +106,7 @@ def _prompt(
         raise UserError(f"{source}: {said}", hint)
     if grade == "number" and last_number(answer) is None:
         raise UserError(f"{source}: the answer {answer!r} holds no number", "give a number, or another grade")
-    identifier = row.get("id", number)
+    identifier = row.get("id", source)
     if not isinstance(identifier, str | int) or isinstance(identifier, bool):
         raise UserError(f"{source}: 'id' is not text", f"give {FORM}")
     return Prompt(str(identifier), _asked(row, conversation, source), answer, cast(Grade, grade), tags, source)
