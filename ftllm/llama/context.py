@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from ftllm.errors import UserError, WorkError
 from ftllm.llama import native
+from ftllm.llama.machine import default_threads
 from ftllm.llama.model import Model
-from ftllm.llama.threads import default_threads
 
 DEFAULT_CONTEXT = 8192
 LARGEST_UBATCH = 512

@@ -26,7 +26,14 @@ _recent: deque[str] = deque(maxlen=200)
 _sinks: list[Sink] = []
 _keep: list[Any] = []  # C callbacks must outlive the library's use of them
 _lock = threading.Lock()
-_pending = {"text": "", "level": 0}
+_raised: list[BaseException] = []
+
+
+class _Line:
+    """The line being put together: llama.cpp logs fragments, its progress dots one by one."""
+
+    text = ""
+    level = 0
 
 
 @cache
@@ -88,12 +95,17 @@ def recent_log(count: int = 20) -> list[str]:
 
 @contextmanager
 def log_to(sink: Sink) -> Iterator[None]:
-    """Send every line llama.cpp logs to `sink` as well, from whatever thread logs it. Sinks may be nested."""
+    """Send every line llama.cpp logs to `sink` as well, from whatever thread logs it. Sinks may be nested.
+
+    What a sink raises (a KeyboardInterrupt, say) cannot pass through native code; it is raised at the end instead.
+    """
     _sinks.append(sink)
     try:
         yield
     finally:
         _sinks.remove(sink)
+    if _raised:
+        raise _raised.pop()
 
 
 @contextmanager
@@ -105,18 +117,23 @@ def captured() -> Iterator[list[str]]:
 
 
 def _on_log(level: int, text: bytes | None, _data: Any) -> None:
-    """Join llama.cpp's fragments (progress dots come one by one) into lines."""
-    if level == CONTINUED:
-        level = _pending["level"]  # type: ignore[assignment]
-    if level == DEBUG:
-        _pending["level"] = level
-        return
-    with _lock:
-        pieces = (str(_pending["text"]) + (text or b"").decode("utf-8", "replace")).split("\n")
-        _pending["text"] = pieces[-1][-10_000:]
-        _pending["level"] = level
-    for line in pieces[:-1]:
-        if line.strip():
+    """Take a fragment from native code, which no exception may pass through."""
+    try:
+        for line in _lines(level, (text or b"").decode("utf-8", "replace")):
             _recent.append(line)
             for sink in tuple(_sinks):
                 sink(line)
+    except BaseException as error:
+        _raised.append(error)
+
+
+def _lines(level: int, text: str) -> list[str]:
+    """The lines that `text` completes, debug messages left out."""
+    with _lock:
+        if level != CONTINUED:
+            _Line.level = level
+        if _Line.level == DEBUG:
+            return []
+        *whole, rest = (_Line.text + text).split("\n")
+        _Line.text = rest[-10_000:]
+    return [line for line in whole if line.strip()]

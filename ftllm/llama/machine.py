@@ -1,4 +1,4 @@
-"""How many threads llama.cpp should use here."""
+"""What this machine has for llama.cpp: threads and memory."""
 
 from __future__ import annotations
 
@@ -47,3 +47,12 @@ def _quota() -> int | None:
         return None if quota == "max" else max(1, round(int(quota) / int(period)))
     except (OSError, ValueError):
         return None
+
+
+def available_memory() -> int:
+    """Bytes of memory that can be had without swapping; 0 where unknown."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return 0

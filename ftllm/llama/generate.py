@@ -1,0 +1,176 @@
+"""Answers to many prompts at once: sequences share each batch, and a finished one makes room for the next."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+
+from ftllm.errors import UserError, WorkError
+from ftllm.llama.context import Context, check_fits
+from ftllm.llama.machine import available_memory
+from ftllm.llama.model import Model
+from ftllm.llama.sampling import Sampler, Sampling
+
+BATCH = 512
+CACHE_SHARE = 0.25  # of the memory that is free, for the KV caches of all sequences
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a model answered.
+
+    Attributes:
+        tokens: the tokens generated, without the one that ended it.
+        text: their text; bytes that are no UTF-8 are U+FFFD, control tokens nothing.
+        stop_reason: `stop` at an end-of-generation token, `length` at the limit or the context's end.
+    """
+
+    tokens: tuple[int, ...]
+    text: str
+    stop_reason: Literal["stop", "length"]
+
+
+@dataclass
+class _Slot:
+    """One sequence at work: `pending` tokens are not evaluated yet, `position` is where they begin."""
+
+    index: int
+    sampler: Sampler | None
+    pending: list[int]
+    position: int = 0
+    tokens: list[int] = field(default_factory=list)
+
+
+def generate_batch(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    *,
+    sampling: Sampling,
+    max_tokens: int,
+    parallel: int = 16,
+    on_done: Callable[[int, Generation], None] | None = None,
+    n_threads: int | None = None,
+) -> list[Generation]:
+    """Answer every prompt; the same greedy answers as one by one, but for ties that rounding decides.
+
+    Each prompt has a sampler of its own, seeded by `sampling.seed` and its index, so an answer does not depend on
+    which others shared its batch.
+
+    Args:
+        prompts: token ids of each, BOS included.
+        max_tokens: of each answer; an answer also ends where the model's context does.
+        parallel: sequences at once; fewer where their caches would not fit in memory.
+        on_done: called with a prompt's index and its answer as soon as it is finished.
+
+    Raises:
+        UserError: a prompt is empty or longer than the model's context.
+        WorkError: the model computes logits that are not numbers, or memory ran out.
+    """
+    if not prompts:
+        return []
+    limit = model.n_ctx_train or max(map(len, prompts)) + max_tokens
+    for index, prompt in enumerate(prompts):
+        if not prompt:
+            raise UserError(f"prompt {index} is empty", "give it some text")
+        check_fits(model, prompt, limit)
+    n_ctx = min(max(map(len, prompts)) + max_tokens, limit)
+    n_sequences = max(1, min(parallel, len(prompts), _affordable(model, n_ctx)))
+    base_seed = random.SystemRandom().getrandbits(32) if sampling.seed is None else sampling.seed
+    results: list[Generation | None] = [None] * len(prompts)
+    queue = deque(range(len(prompts)))
+    slots: dict[int, _Slot] = {}
+
+    def finish(sequence: int, reason: Literal["stop", "length"]) -> None:
+        slot = slots.pop(sequence)
+        if slot.sampler is not None:
+            slot.sampler.close()
+        context.remove(sequence, 0)
+        result = Generation(tuple(slot.tokens), model.decode_text(slot.tokens), reason)
+        results[slot.index] = result
+        if on_done is not None:
+            on_done(slot.index, result)
+
+    with Context(
+        model, n_ctx=n_ctx, n_batch=BATCH, n_threads=n_threads, n_seq_max=n_sequences, n_outputs=n_sequences
+    ) as context:
+        while queue or slots:
+            for sequence in range(n_sequences):
+                if sequence not in slots and queue:
+                    index = queue.popleft()
+                    slots[sequence] = _Slot(index, _sampler(model, sampling, base_seed + index), list(prompts[index]))
+            for sequence, token in _step(context, slots).items():
+                slot = slots[sequence]
+                if model.is_eog(token):
+                    finish(sequence, "stop")
+                    continue
+                slot.tokens.append(token)
+                slot.pending = [token]
+                if len(slot.tokens) >= max_tokens or slot.position >= n_ctx:
+                    finish(sequence, "length")
+    return [result for result in results if result is not None]
+
+
+def _sampler(model: Model, sampling: Sampling, seed: int) -> Sampler | None:
+    """A prompt's own sampler; None where the largest of the bare logits is all that is wanted."""
+    if sampling.greedy and sampling.repeat_penalty == 1.0:
+        return None
+    return Sampler(model, replace(sampling, seed=seed))
+
+
+def _step(context: Context, slots: dict[int, _Slot]) -> dict[int, int]:
+    """Evaluate one batch: a token of each answering sequence, and as much of new prompts as fits beside them.
+
+    Returns the next token of each sequence that has nothing left to evaluate.
+    """
+    tokens: list[int] = []
+    positions: list[int] = []
+    sequences: list[int] = []
+    ready: dict[int, int] = {}  # sequence -> entry of the batch with its logits
+    for sequence, slot in sorted(slots.items(), key=lambda item: len(item[1].pending)):
+        taken = slot.pending[: context.n_batch - len(tokens)]
+        tokens += taken
+        positions += range(slot.position, slot.position + len(taken))
+        sequences += [sequence] * len(taken)
+        slot.position += len(taken)
+        slot.pending = slot.pending[len(taken) :]
+        if taken and not slot.pending:
+            ready[sequence] = len(tokens) - 1
+    outputs = np.zeros(len(tokens), dtype=bool)
+    outputs[list(ready.values())] = True
+    context.decode_batch(
+        np.array(tokens, dtype=np.int32),
+        np.array(positions, dtype=np.int32),
+        np.array(sequences, dtype=np.int32),
+        outputs,
+    )
+    if not ready:
+        return {}
+    return _choose(context, slots, ready)
+
+
+def _choose(context: Context, slots: dict[int, _Slot], ready: dict[int, int]) -> dict[int, int]:
+    """The next token of each ready sequence."""
+    if any(slots[sequence].sampler is not None for sequence in ready):
+        chosen = {}
+        for sequence, entry in ready.items():
+            sampler = slots[sequence].sampler
+            assert sampler is not None  # all prompts are sampled alike
+            chosen[sequence] = sampler.sample(context, entry)
+        return chosen
+    logits = context.logits_matrix()
+    best = logits.argmax(axis=1)  # the first of equals, as llama.cpp's greedy sampler; NaN counts as largest
+    if np.isnan(logits[np.arange(len(best)), best]).any():
+        raise WorkError(f"{context.model.path.name} computed logits that are not numbers", "the file is damaged")
+    return dict(zip(ready, best.tolist(), strict=True))
+
+
+def _affordable(model: Model, n_ctx: int) -> int:
+    """How many sequences' caches fit in a share of the free memory."""
+    each = model.header.kv_bytes_per_token() * n_ctx
+    free = available_memory()
+    return int(CACHE_SHARE * free / each) if each and free else 1_000_000
