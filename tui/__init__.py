@@ -1,0 +1,1 @@
+"""The Textual application: a screen over the events of `ftllm.chat`."""

@@ -1,0 +1,275 @@
+"""The conversation: transcript, composer, status line."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Container
+from textual.content import Content
+from textual.screen import Screen
+from textual.widgets import Footer, Static
+
+from ftllm.chat.events import AnyEvent, Done, Failed, Loaded
+from ftllm.chat.options import ChatOptions
+from ftllm.chat.session import Reply, Session
+from ftllm.errors import UserError
+from tui.inbox import Inbox
+from tui.meter import Meter
+from tui.screens.keys import KeysScreen
+from tui.talker import Talker
+from tui.text import one_line
+from tui.widgets.composer import Composer
+from tui.widgets.status import StatusLine
+from tui.widgets.thought import ThoughtPane
+from tui.widgets.transcript import EndMarker, Moved, Transcript
+from tui.widgets.turns import Notice, ReplyTurn, UserTurn, failure_text
+
+PAINT_SECONDS = 0.05
+SLOW_PAINT_SECONDS = 0.1
+SLOW_PAINT = 0.025
+"""Twenty paints a second; ten where one takes longer than `SLOW_PAINT`."""
+
+NO_REPLY = -1
+"""The number of a reply the engine could not be asked for."""
+
+
+class ChatScreen(Screen[None]):
+    """One conversation with one model.
+
+    Args:
+        talker: the engine, already told to load the model.
+        inbox: where the engine leaves its events.
+        model: the model's file.
+        options: how it was loaded and how replies are made.
+        clock: seconds, for what is timed on the screen.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "stop", "Stop", tooltip="Stop the reply and keep what there is; take queued messages back"),
+        Binding("escape", "write", "Write", show=False, tooltip="Go back to writing"),
+        Binding("ctrl+n", "answer_now", "Answer now", priority=True, tooltip="End the thought and answer"),
+        Binding("ctrl+t", "toggle_thoughts", "Thoughts", priority=True, tooltip="Open or close all thoughts"),
+        Binding("ctrl+o", "copy_reply", "Copy", priority=True, tooltip="Copy the last reply to the clipboard"),
+        Binding("pageup", "scroll_pages(-1)", "Scroll up", show=False, priority=True),
+        Binding("pagedown", "scroll_pages(1)", "Scroll down", show=False, priority=True),
+        Binding("ctrl+home", "to_start", "Go to the start", show=False, priority=True),
+        Binding("ctrl+end", "to_end", "Go to the end and follow it", show=False, priority=True),
+        Binding("f1", "keys", "Keys", tooltip="Show this list"),
+    ]
+
+    def __init__(
+        self,
+        talker: Talker,
+        inbox: Inbox,
+        model: Path,
+        options: ChatOptions,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__()
+        self.session = Session(system=options.system)
+        self._talker = talker
+        self._inbox = inbox
+        self._model = model
+        self._options = options
+        self._clock = clock
+        self._meter = Meter(model.stem)
+        self._loaded = False
+        self._load_failed = False
+        self._queue: list[str] = []
+        self._number = 0
+        self._reply: Reply | None = None
+        self._turn: ReplyTurn | None = None
+
+    def compose(self) -> ComposeResult:
+        with Container(id="view"):
+            yield Transcript(self._model.stem)
+            yield EndMarker()
+        yield Static(id="queue", markup=False)
+        yield Composer()
+        yield StatusLine()
+        yield Footer(show_command_palette=False)
+
+    def on_mount(self) -> None:
+        """Let the person write at once, whatever the model is doing."""
+        self.query_one(Composer).focus()
+        self._show_queue()
+        self._show_figures()
+        self.run_worker(self._follow(), name="follow")
+
+    @property
+    def busy(self) -> bool:
+        """Whether a reply is under way."""
+        return self._turn is not None
+
+    async def _follow(self) -> None:
+        """Take the engine's events as they come; paint what they change a few times a second."""
+        while True:
+            await self._inbox.wait(SLOW_PAINT_SECONDS if self.busy else None)
+            began = time.perf_counter()
+            for event in self._inbox.drain():
+                await self._take(event)
+            if self._turn is not None:
+                await self._turn.paint()
+            self._show_figures()
+            await self._drawn()
+            slow = time.perf_counter() - began > SLOW_PAINT
+            await asyncio.sleep(SLOW_PAINT_SECONDS if slow else PAINT_SECONDS)
+
+    async def _drawn(self) -> None:
+        """Until the screen has been drawn."""
+        drawn = asyncio.Event()
+        if self.call_after_refresh(drawn.set):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(drawn.wait(), 1)
+
+    async def _take(self, event: AnyEvent) -> None:
+        if event.reply == 0:
+            self._meter.take(event)
+            if isinstance(event, Loaded):
+                self._loaded, self._load_failed = True, False
+                await self._send_next()
+            elif isinstance(event, Failed):
+                self._load_failed = not self._loaded
+                await self.query_one(Transcript).add(Notice(failure_text(event), "failure"))
+                self._return_queue()
+        elif event.reply == self._number and self._reply is not None and self._turn is not None:
+            self._meter.take(event)
+            self._reply.feed(event)
+            await self._turn.take(event)
+            if isinstance(event, Done | Failed):
+                await self._end_reply(event)
+
+    async def _end_reply(self, event: Done | Failed) -> None:
+        if self._reply is not None:
+            self.session.answered(self._reply)
+        self._reply = self._turn = None
+        self.refresh_bindings()
+        if isinstance(event, Done) and event.reason != "stopped":
+            await self._send_next()
+        else:
+            self._return_queue()
+
+    @on(Composer.Sent)
+    async def _sent(self, event: Composer.Sent) -> None:
+        """Send the message, or keep it until the engine is free."""
+        self._queue.append(event.text)
+        if self._load_failed:
+            self._load_failed = False
+            try:
+                self._talker.load(self._model, self._options.load)
+            except UserError as error:
+                self._inbox.put(Failed(0.0, 0, error.message, error.hint, error.exit_code))
+        if self._loaded and not self.busy:
+            await self._send_next()
+        self._show_queue()
+        self.query_one(Transcript).to_end()
+
+    async def _send_next(self) -> None:
+        """Send the first message of the queue, if there is one."""
+        if not self._queue or self.busy:
+            return
+        text = self._queue.pop(0)
+        self._show_queue()
+        self.session.ask(text)
+        self._reply, self._turn = Reply(), ReplyTurn(self._clock, show_thoughts=self._options.show_thoughts)
+        self._meter.asked()
+        self.refresh_bindings()
+        await self.query_one(Transcript).add(UserTurn(text), self._turn)
+        try:
+            self._number = self._talker.generate(self.session.context(), self._options.reply)
+        except UserError as error:
+            self._number = NO_REPLY
+            self._inbox.put(Failed(0.0, NO_REPLY, error.message, error.hint, error.exit_code))
+
+    def _return_queue(self) -> None:
+        """Messages that were not sent go back to the composer."""
+        if self._queue:
+            self.query_one(Composer).give_back("\n\n".join(self._queue))
+            self._queue.clear()
+        self._show_queue()
+
+    def _show_queue(self) -> None:
+        queue = self.query_one("#queue", Static)
+        queue.display = bool(self._queue)
+        if self._queue:
+            more = f" (and {len(self._queue) - 1} more)" if len(self._queue) > 1 else ""
+            queue.update(Content(f"Next: {one_line(self._queue[0], 60)}{more}"))
+
+    def _show_figures(self) -> None:
+        status = self.query_one(StatusLine)
+        if status.figures.state != self._meter.figures.state:
+            self.refresh_bindings()
+        status.figures = self._meter.figures
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Offer only what can be done now."""
+        if action == "stop":
+            return self.busy or bool(self._queue)
+        if action == "answer_now":
+            return self._turn is not None and self._turn.live_thought is not None
+        return super().check_action(action, parameters)
+
+    def action_stop(self) -> None:
+        """End the reply; what there is of it stays."""
+        if self.busy:
+            self._talker.stop()
+        else:
+            self._return_queue()
+
+    def action_write(self) -> None:
+        """Back to the composer."""
+        self.query_one(Composer).focus()
+
+    def action_answer_now(self) -> None:
+        """End the thought and go on to the answer."""
+        self._talker.answer_now()
+
+    async def action_toggle_thoughts(self) -> None:
+        """Close all thoughts where any is open, else open all."""
+        panes = list(self.query(ThoughtPane))
+        opening = not any(pane.is_open for pane in panes)
+        self.query_one(Transcript).stay()
+        for pane in panes:
+            await pane.set_open(opening)
+
+    def action_copy_reply(self) -> None:
+        """The last reply, without its thought, to the clipboard."""
+        replies = [message.content for message in self.session.messages if message.role == "assistant"]
+        if self._reply is not None:
+            replies.append(self._reply.message.content)
+        text = next((reply for reply in reversed(replies) if reply), "")
+        if text:
+            self.app.copy_to_clipboard(text)
+            self.notify("Reply copied", timeout=2)
+        else:
+            self.notify("There is no reply to copy yet", timeout=2)
+
+    def action_scroll_pages(self, pages: int) -> None:
+        """Move the transcript by whole pages."""
+        transcript = self.query_one(Transcript)
+        transcript.scroll_relative(y=pages * max(transcript.size.height - 2, 1), animate=False)
+
+    def action_to_start(self) -> None:
+        """Show the first turn."""
+        self.query_one(Transcript).scroll_home(animate=False)
+
+    @on(EndMarker.Pressed)
+    def action_to_end(self) -> None:
+        """Show the last line and follow it."""
+        self.query_one(Transcript).to_end()
+
+    def action_keys(self) -> None:
+        """Show every key."""
+        self.app.push_screen(KeysScreen([*self.BINDINGS, *self.app.BINDINGS]))
+
+    @on(Moved)
+    def _show_marker(self) -> None:
+        self.query_one(EndMarker).display = not self.query_one(Transcript).at_end

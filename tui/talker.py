@@ -1,0 +1,26 @@
+"""What the screen asks of an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from ftllm.chat.options import LoadSettings, ReplyOptions
+
+
+class Talker(Protocol):
+    """`ftllm.chat.engine.Engine`, or a recording of it. Each method returns at once; events tell what came of it."""
+
+    def load(self, path: Path, settings: LoadSettings | None = None) -> None:
+        """Load a model."""
+
+    def generate(self, messages: Sequence[Mapping[str, str]], options: ReplyOptions | None = None) -> int:
+        """Ask for the next turn; the reply's number."""
+        ...
+
+    def stop(self) -> None:
+        """End the reply under way."""
+
+    def answer_now(self) -> None:
+        """End the thought under way."""
