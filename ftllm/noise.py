@@ -261,8 +261,8 @@ PROTECTED = re.compile(
     | (?:(?:https?|ftp|file)://|www\.|mailto:)
       [^\s<>"\u3000-\u9fff\uff00-\uffef]*[^\s<>"\u3000-\u9fff\uff00-\uffef.,;:!?)]  # addresses on the web
     | (?<![\w.+-])[\w.+-]++@[\w-]+(?:\.[\w-]+)+  # mail addresses
-    | (?<!\$)\$\$(?!\$).{{1,4000}}?\$\$ | \\\[.{{1,4000}}?\\\] | \\\(.{{1,4000}}?\\\)  # LaTeX, in its brackets
-    | \\begin\{{(?P<environment>[a-zA-Z*]+)\}}.{{1,8000}}?\\end\{{(?P=environment)\}}
+    | (?<!\$)\$\$(?!\$).{{1,2000}}?\$\$ | \\\[.{{1,2000}}?\\\] | \\\(.{{1,2000}}?\\\)  # LaTeX, in its brackets
+    | \\begin\{{(?P<environment>[a-zA-Z*]+)\}}.{{1,2000}}?\\end\{{(?P=environment)\}}
     | (?<![\\$\w])\$(?![\s$])(?:[^$\n]*[^$\s\\])?\$(?![\d$])  # not the dollars of "$5 and $6"
     | \\[a-zA-Z]++(?:\{{[^{{}}\n]*\}})*  # a LaTeX command by itself
     | (?<![-+*/^=<>×÷±≤≥≠≈−·(])(?:{_OPERATOR}++[ \t]?)?+{_NUMBER}

@@ -7,8 +7,10 @@ with the end-of-turn token.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -119,7 +121,7 @@ def _rendered(messages: Messages, vocabulary: Vocabulary, *, prompt: bool = Fals
         raise UserError("the model has no chat template", "use an instruction-tuned model")
     return render_template(
         vocabulary.chat_template,
-        messages,
+        _shaped(messages) if _has_thought_field(vocabulary.chat_template) else messages,
         bos_token=vocabulary.bos_token,
         eos_token=vocabulary.eos_token,
         add_generation_prompt=prompt,
@@ -127,40 +129,67 @@ def _rendered(messages: Messages, vocabulary: Vocabulary, *, prompt: bool = Fals
     )
 
 
+def _shaped(messages: Messages) -> list[dict[str, Any]]:
+    """Messages with inline thoughts moved into fields of their own, under every name templates use."""
+    shaped = []
+    for message in messages:
+        parts = thoughts.split(message["content"]) if message["role"] == "assistant" else None
+        if parts is not None and parts.thought and parts.closed:
+            fields = dict.fromkeys(THOUGHT_FIELDS, parts.thought)
+            shaped.append({**message, "content": parts.answer, **fields})
+        else:
+            shaped.append(dict(message))
+    return shaped
+
+
+@lru_cache(maxsize=16)
+def _has_thought_field(template: str) -> bool:
+    """Whether a template writes a thought that stands in a field; if not, thoughts are left inline."""
+    asked = {"role": "user", "content": "a"}
+    try:
+        text = render_template(template, _shaped([asked, {"role": "assistant", "content": "<think>qzx</think>b"}]))
+    except UserError:
+        return False
+    return "qzx" in text
+
+
 def _turn(history: Messages, content: str, vocabulary: Vocabulary) -> _Turn:
-    """The turn that answers `history`, its thought inline, or in a field where the template wants it there."""
-    prompt = _rendered(history, vocabulary, prompt=True)
-    thought, answer, _ = thoughts.split(content)
-    shapes: list[tuple[Mapping[str, str], tuple[str, ...]]] = [({"role": "assistant", "content": content}, (content,))]
-    if thought:
-        fields = dict.fromkeys(THOUGHT_FIELDS, thought)
-        shapes.append(({"role": "assistant", "content": answer, **fields}, (thought, answer)))
-    kept = ""
-    for message, parts in shapes:
-        text = _rendered([*history, message], vocabulary)
-        start = _start(text, prompt, history, vocabulary)
-        answered = text[start:].rstrip()
-        kept = _bare(answered, vocabulary)
-        if all(_bare(part, vocabulary) in kept for part in parts):
-            answered += _missing_end(answered, [*history, message], vocabulary)
-            return _Turn(text[:start], answered, text[start + len(answered) :])
-    lost = "thought" if _bare(thought, vocabulary) not in kept else "answer"
-    raise UserError(
-        f"the model's chat template drops or changes the assistant's {lost}, so it would not be trained",
-        "use a model whose template keeps it, or mend its template",
-    )
+    """The turn in which the assistant answers `history` with `content`."""
+    messages = [*history, {"role": "assistant", "content": content}]
+    text = _rendered(messages, vocabulary)
+    before, start = _start(text, history, vocabulary)
+    answer = _ended(text[start:].rstrip(), history, vocabulary)
+    thought, said, _ = thoughts.split(content)
+    written = _bare(answer, vocabulary)
+    for part, name in ((thought, "thought"), (said, "answer")):
+        if _bare(part, vocabulary) not in written:
+            raise UserError(
+                f"the model's chat template drops or changes the assistant's {name}, so it would not be trained",
+                "use a model whose template keeps it, or mend its template",
+            )
+    return _Turn(before, answer, text[start + len(answer) :])
 
 
-def _start(text: str, prompt: str, history: Messages, vocabulary: Vocabulary) -> int:
-    """Where in `text` the assistant's own words begin.
+def _start(text: str, history: Messages, vocabulary: Vocabulary) -> tuple[str, int]:
+    """What generation sees before the turn that ends `text`, and where in `text` the assistant's words begin.
 
-    That is behind the generation prompt, unless the prompt opens a thought that the finished turn does not have: then
-    it is behind what they share, and never behind where two different answers part.
+    They follow the generation prompt. Two kinds of template need more care: those that show the history otherwise once
+    the turn is there, and those whose prompt opens a thought which the turn does not have.
     """
+    prompt = _rendered(history, vocabulary, prompt=True)
     if text.startswith(prompt):
-        return len(prompt)
-    probes = [_rendered([*history, {"role": "assistant", "content": probe}], vocabulary) for probe in "ab"]
-    return min(_shared(text, prompt), _shared(*probes))
+        return prompt, len(prompt)
+    shared = _shared(prompt, _rendered(history, vocabulary))
+    opening = prompt[shared:]
+    found = text.rfind(opening)
+    if opening and found >= 0:
+        return prompt, found + len(opening)
+    # Two answers part where the assistant's words begin, or later, where the template adds an empty thought of its own.
+    part = _shared(*(_rendered([*history, {"role": "assistant", "content": word}], vocabulary) for word in "ab"))
+    for length in range(len(opening) - 1, 0, -1):
+        if opening[length - 1] in "\n>]" and 0 <= (found := text.rfind(opening[:length])) <= part - length:
+            return prompt[: shared + length], found + length
+    return text[:part], part
 
 
 def _shared(left: str, right: str) -> int:
@@ -169,21 +198,27 @@ def _shared(left: str, right: str) -> int:
     return next((i for i, (a, b) in pairs if a != b), min(len(left), len(right)))
 
 
-def _missing_end(answered: str, messages: Messages, vocabulary: Vocabulary) -> str:
-    """The end-of-turn token as text where the template leaves it to the next turn (GLM's `<|user|>`); else empty.
+def _ended(answer: str, history: Messages, vocabulary: Vocabulary) -> str:
+    """`answer` up to and including its end-of-turn token, which some templates leave to the next turn (GLM).
 
     Raises:
         UserError: nothing ends the turn, so that a model trained on it would never stop.
     """
-    if any(map(vocabulary.is_eog, vocabulary.encode(answered)[-1:])):
-        return ""
-    longer = _rendered([*messages, {"role": "user", "content": "a"}], vocabulary)
-    if longer.startswith(answered_so_far := _rendered(messages, vocabulary).rstrip()):
-        follows = longer[len(answered_so_far) :]
-        first = vocabulary.encode(follows)[:1]
-        if any(map(vocabulary.is_eog, first)):
-            lengths = range(1, len(follows) + 1)
-            return next(follows[:length] for length in lengths if vocabulary.encode(follows[:length]) == first)
+
+    def ends(text: str) -> bool:
+        return any(map(vocabulary.is_eog, vocabulary.encode(text)))
+
+    ending = [vocabulary.is_eog(token) for token in vocabulary.encode(answer)]
+    if any(ending):
+        if not any(ending[:-1]):
+            return answer
+        return answer[: bisect_left(range(len(answer)), True, key=lambda length: ends(answer[:length]))]
+    turns = [{"role": "assistant", "content": "qzx"}, {"role": "user", "content": "a"}]
+    _, _, follows = _rendered([*history, *turns], vocabulary).rpartition("qzx")
+    length = bisect_left(range(len(follows)), True, key=lambda length: ends(follows[:length]))
+    end = follows[:length].strip()
+    if ends(end) and len(vocabulary.encode(end)) == 1:
+        return answer + end
     raise UserError(
         "the model's chat template ends the assistant's turn with no end-of-turn token, so training would never teach "
         "it to stop",
