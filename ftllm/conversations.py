@@ -108,8 +108,8 @@ def _text(content: Any, where: str) -> str:
     for part in content:
         text = part if isinstance(part, str) else part.get("text") if isinstance(part, dict) else None
         if not isinstance(text, str):
-            kind = part.get("type", "part without text") if isinstance(part, dict) else _kind(part)
-            raise UserError(f"{where}: its content holds a {kind}", "only text can be trained on; remove the row")
+            kind = f"a part of type {part.get('type')!r}" if isinstance(part, dict) else _kind(part)
+            raise UserError(f"{where}: its content holds {kind}", "only text can be trained on; remove the row")
         parts.append(text)
     return "".join(parts)
 
@@ -128,7 +128,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             for number, line in enumerate(_decoded_lines(file, path), 1):
                 if line.strip():
                     found = True
-                    yield number, _object(line, f"{path}:{number}")
+                    yield number, _object(line.rstrip(), f"{path}:{number}")
     except OSError as error:
         raise _unreadable(path, error) from None
     if not found:
