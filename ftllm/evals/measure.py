@@ -254,7 +254,9 @@ def load_checkpoint(checkpoint: Checkpoint) -> Any:
     """
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     gpu = torch.cuda.is_available()
     if Path(checkpoint.base).is_absolute() and not Path(checkpoint.base).is_dir():
         raise UserError(f"the base model is not at {checkpoint.base}", "put it back, or train again")

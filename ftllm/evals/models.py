@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ftllm import runs
+from ftllm import catalogue, runs
 from ftllm.errors import UserError
 from ftllm.runs import Run
 
-PREFERRED = "Q4_K_M"
 NANO = "nano"  # the directory of the embedded base, which holds its own held-out prompts
 
 
@@ -74,8 +73,9 @@ def resolve(given: str | None, root: Path = runs.DEFAULT_RUNS) -> Target:
 
 
 def resolve_all(given: list[str], root: Path = runs.DEFAULT_RUNS) -> list[Target]:
-    """As `resolve`, with labels that differ: two files of one name are told apart by their paths."""
-    targets = [resolve(name, root) for name in given]
+    """As `resolve`, each model once, with labels that differ: files of one name are told apart by their paths."""
+    found = {resolve(name, root): name for name in reversed(given)}
+    targets, given = list(found)[::-1], list(found.values())[::-1]
     labels = [target.label for target in targets]
     return [
         replace(target, label=given[i]) if labels.count(target.label) > 1 else target
@@ -96,22 +96,14 @@ def _of_run(run: Run) -> Target:
         raise UserError(f"{run.manifest} does not say what the base is", "the run is damaged; train it again")
     revision = None if base.get("path") else base.get("revision")
     checkpoint = Checkpoint(str(named), revision, run.adapter, run.adapter)
-    return Target(run.name, best_gguf(run.gguf), checkpoint, run)
+    exported = catalogue.best(run.gguf.glob("*.gguf"))
+    return Target(run.name, exported.path if exported else None, checkpoint, run)
 
 
 def _run_around(gguf: Path) -> Run | None:
     """The run whose `gguf/` the file lies in."""
     parent = gguf.resolve().parent.parent
     return Run(parent) if gguf.resolve().parent.name == "gguf" and runs.is_run(parent) else None
-
-
-def best_gguf(directory: Path) -> Path | None:
-    """The Q4_K_M in a directory of exported files, else the largest; None without any."""
-    files = sorted(directory.glob("*.gguf"))
-    for file in files:
-        if file.stem.endswith(f"-{PREFERRED}"):
-            return file
-    return max(files, key=lambda file: file.stat().st_size, default=None)
 
 
 def default_data(target: Target) -> list[Path]:

@@ -91,15 +91,17 @@ def comparable(ours: Scored, theirs: Scored) -> bool:
 
 
 def reference_for(ours: Scored, results: Results, against: str | None) -> Scored | None:
-    """What a likelihood is compared with: `against`, by the same library where it can; else the run's own base."""
-    others = [other for other in results.scored if other is not ours and comparable(ours, other)]
+    """What a likelihood is compared with: the model named by `against` or a run's base, by the same library first."""
     if ours.is_base or ours.label == against:
         return None
-    if against is not None:
-        others = [other for other in others if other.label == against]
-    else:
-        others = [other for other in others if other.is_base]
-    return next((other for other in others if other.through == ours.through), others[0] if others else None)
+    others = [
+        other
+        for other in results.scored
+        if other is not ours and (other.is_base or other.label == against) and comparable(ours, other)
+    ]
+    # False sorts before True: the same library first, then the model that was named.
+    others.sort(key=lambda other: (other.through != ours.through, other.label != against))
+    return others[0] if others else None
 
 
 def as_json(results: Results, against: str | None) -> dict[str, Any]:

@@ -83,7 +83,8 @@ def likelihood_table(results: Results, against: str | None) -> Table:
     for name in ("tag", "model", "through"):
         table.add_column(name, overflow="fold")
     for name in ("tokens", "nats per token", "difference"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("from", overflow="fold")
     for tag in [None, *tags]:
         named = tag or OVERALL
         for scored in results.scored:
@@ -91,8 +92,7 @@ def likelihood_table(results: Results, against: str | None) -> Table:
             reference = reference_for(scored, results, against)
             difference = ""
             if reference is not None:
-                found = likelihood_difference(scored, reference, tag)
-                difference = f"{_interval(found, '+.4f')} from {reference.label}"
+                difference = _interval(likelihood_difference(scored, reference, tag), "+.4f")
             table.add_row(
                 Text(named),
                 Text(scored.label + (" (base)" if scored.is_base else "")),
@@ -100,6 +100,7 @@ def likelihood_table(results: Results, against: str | None) -> Table:
                 str(sum(scored.tokens[i] for i in kept)),
                 _interval(likelihood(scored, tag), ".4f"),
                 Text(difference),
+                Text(reference.label if reference else ""),
             )
             named = ""
         table.add_section()

@@ -10,7 +10,7 @@ import pytest
 
 from ftllm.conversations import Message
 from ftllm.errors import UserError
-from ftllm.evals.tasks import all_tags, load
+from ftllm.evals.tasks import EvalData, all_tags, load
 
 GOOD: dict[str, Any] = {"id": "a", "prompt": "1+1?", "answer": "2", "grade": "number", "tags": ["easy", "add"]}
 TALK: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}
@@ -22,19 +22,23 @@ def write(path: Path, *rows: Any) -> Path:
     return file
 
 
+def load_one(path: Path) -> EvalData:
+    return load([path])
+
+
 def test_graded_prompts(tmp_path: Path) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"}]
-    data = load(write(tmp_path, GOOD, {"messages": messages, "answer": 4, "grade": "number", "tags": "easy"}))
+    data = load_one(write(tmp_path, GOOD, {"messages": messages, "answer": 4, "grade": "number", "tags": "easy"}))
     first, second = data.prompts
     assert (first.id, first.messages, first.answer, first.grade) == ("a", (Message("user", "1+1?"),), "2", "number")
-    assert (second.id, second.answer, second.tags) == ("2", "4", ("easy",))
+    assert (second.id, second.answer, second.tags) == (second.source, "4", ("easy",))
     assert second.messages == (Message("system", "Be brief."), Message("user", "2+2?"))
     assert data.samples == ()
     assert all_tags(data.prompts) == ["easy", "add"]
 
 
 def test_conversations_and_rows_that_are_both(tmp_path: Path) -> None:
-    data = load(write(tmp_path, TALK, {**TALK, "answer": "hello", "grade": "contains", "tags": ["greet"]}))
+    data = load_one(write(tmp_path, TALK, {**TALK, "answer": "hello", "grade": "contains", "tags": ["greet"]}))
     assert [prompt.messages for prompt in data.prompts] == [(Message("user", "Hi"),)]
     assert [sample.conversation.messages[-1].content for sample in data.samples] == ["Hello!", "Hello!"]
     assert [sample.tags for sample in data.samples] == [(), ("greet",)]
@@ -43,11 +47,11 @@ def test_conversations_and_rows_that_are_both(tmp_path: Path) -> None:
 def test_conversations_in_a_json_array(tmp_path: Path) -> None:
     file = tmp_path / "data.json"
     file.write_text(json.dumps([TALK, TALK]), encoding="utf-8")
-    assert len(load(file).samples) == 2
+    assert len(load_one(file).samples) == 2
 
 
 def test_limit_spreads_over_the_file(tmp_path: Path) -> None:
-    data = load(write(tmp_path, *({**GOOD, "id": i} for i in range(10)), TALK))
+    data = load_one(write(tmp_path, *({**GOOD, "id": i} for i in range(10)), TALK))
     assert [prompt.id for prompt in data.limited(3).prompts] == ["0", "3", "6"]
     assert data.limited(None) == data
     assert len(data.limited(50).prompts) == 10
@@ -82,7 +86,7 @@ def test_limit_spreads_over_the_file(tmp_path: Path) -> None:
 def test_complaints_name_file_and_line(tmp_path: Path, row: dict[str, Any], says: str, hints: str) -> None:
     file = write(tmp_path, {**GOOD, "id": "first"}, row)
     with pytest.raises(UserError) as caught:
-        load(file)
+        load_one(file)
     assert caught.value.message.startswith(f"{file}:2: ")
     assert says in caught.value.message
     assert hints in caught.value.hint
@@ -91,11 +95,20 @@ def test_complaints_name_file_and_line(tmp_path: Path, row: dict[str, Any], says
 def test_a_repeated_id_names_both_lines(tmp_path: Path) -> None:
     file = write(tmp_path, GOOD, {**GOOD, "id": "b"}, GOOD)
     with pytest.raises(UserError, match=r"data\.jsonl:3: the id 'a' is taken by .*data\.jsonl:1"):
-        load(file)
+        load_one(file)
 
 
 def test_a_line_that_is_not_json(tmp_path: Path) -> None:
     file = tmp_path / "data.jsonl"
     file.write_text('{"id": "a"\n', encoding="utf-8")
     with pytest.raises(UserError, match=r"data\.jsonl:1"):
-        load(file)
+        load_one(file)
+
+
+def test_several_files_share_one_space_of_ids(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    first, second = write(tmp_path, GOOD), write(tmp_path / "b", {**GOOD, "id": "b"}, TALK)
+    data = load([first, second])
+    assert ([prompt.id for prompt in data.prompts], len(data.samples)) == (["a", "b"], 1)
+    with pytest.raises(UserError, match="taken by"):
+        load([first, first])
