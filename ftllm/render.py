@@ -217,7 +217,7 @@ def _ended(answer: str, history: Messages, vocabulary: Vocabulary) -> str:
     _, _, follows = _rendered([*history, *turns], vocabulary).rpartition("qzx")
     length = bisect_left(range(len(follows)), True, key=lambda length: ends(follows[:length]))
     end = follows[:length].strip()
-    if ends(end) and len(vocabulary.encode(end)) == 1:
+    if ends(end) and len(_continued(answer, end, vocabulary)) == 1:
         return answer + end
     raise UserError(
         "the model's chat template ends the assistant's turn with no end-of-turn token, so training would never teach "
