@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ftllm.thoughts import Piece, Splitter, ThoughtTags, opens_thought, split, tags_of
@@ -103,6 +103,7 @@ def test_other_tags_split_too() -> None:
     assert not opens_thought("<think></think>", ThoughtTags())
 
 
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 fragments = st.lists(
     st.sampled_from(
         ["<think>", "</think>", "<", "</", "think>", "`", "```", "```py\n", "~~~\n", "\n", " ", "a", "ü", "🙂", "word "]
@@ -121,6 +122,7 @@ def joined(pieces: list[Piece]) -> list[Piece]:
     return result
 
 
+@unhurried
 @given(fragments, st.lists(st.integers(0, 200), max_size=30), st.booleans())
 def test_cuts_do_not_matter(text: str, cuts: list[int], opened: bool) -> None:
     whole, pieces = Splitter(opened=opened), Splitter(opened=opened)
@@ -130,6 +132,7 @@ def test_cuts_do_not_matter(text: str, cuts: list[int], opened: bool) -> None:
     assert joined(streamed + pieces.finish()) == expected
 
 
+@unhurried
 @given(fragments, st.booleans())
 def test_nothing_is_lost(text: str, opened: bool) -> None:
     splitter = Splitter(opened=opened)
@@ -139,6 +142,7 @@ def test_nothing_is_lost(text: str, opened: bool) -> None:
     assert said == ("<think>" if opened else "") + text
 
 
+@unhurried
 @given(st.text(alphabet="ab \n", max_size=30), st.text(alphabet="cd \n", max_size=30))
 def test_a_plain_thought_and_answer_come_back(thought: str, answer: str) -> None:
     assert split(f"<think>{thought}</think>{answer}") == (thought.strip(), answer.strip(), True)

@@ -81,8 +81,8 @@ class Writer:
         for kind, text in pieces:
             if kind == "think_start":
                 self._flush()
-                self._emit(ThinkStart(self._clock(), self._number))
                 self._kind, self._begun, self._started = "think", False, self._clock()
+                self._emit(ThinkStart(self._started, self._number))
             elif kind == "think_end":
                 self._end_thought(self._why)
             else:

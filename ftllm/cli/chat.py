@@ -20,7 +20,7 @@ def chat(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL.gguf|RUN]", help="A GGUF, a run, or a directory of GGUFs; else the latest run's."
+            metavar="MODEL.gguf|RUN", help="A GGUF, a run, or a directory of GGUFs; else the latest run's."
         ),
     ] = None,
     prompt: Annotated[
@@ -51,16 +51,16 @@ def chat(
     json_output: Annotated[
         bool, typer.Option("--json", help="Print one JSON object: answer, thought, figures.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print the answer and nothing else.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Print the figures too, and tracebacks.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the answer and nothing else.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print the figures too, and tracebacks.")] = False,
 ) -> None:
     """Talk to a model in this terminal.
 
     With -p, or when standard input is a pipe, it prints the answer to standard output and exits; the thought goes,
     dimmed, to standard error. Sampling is what the GGUF recommends, else temperature 0.7, top-p 0.95, min-p 0.05.
 
+    \b
     Examples:
-
       ftllm chat
       ftllm chat runs/my-run
       ftllm chat model.gguf -p "What is 345 + 678?"

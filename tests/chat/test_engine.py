@@ -1,0 +1,343 @@
+"""The engine's process, with a real GGUF: what it tells, and what it survives."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+import pytest
+
+from ftllm.chat.engine import Engine
+from ftllm.chat.events import (
+    AnyEvent,
+    Done,
+    Failed,
+    Loaded,
+    PromptProgress,
+    Stats,
+    TextDelta,
+    ThinkDelta,
+    ThinkEnd,
+    ThinkStart,
+)
+from ftllm.chat.options import LoadSettings, ReplyOptions
+from ftllm.chat.session import Reply, Session
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+E = TypeVar("E")
+
+
+class Talk:
+    """An engine, and a way to wait for its events."""
+
+    def __init__(self, logs: Path) -> None:
+        self.events: queue.Queue[AnyEvent] = queue.Queue()
+        self.engine = Engine(self.events.put, log_directory=logs)
+
+    def until(self, wanted: Callable[[AnyEvent], bool], timeout: float = 60.0) -> list[AnyEvent]:
+        """Events up to the first `wanted` one."""
+        got: list[AnyEvent] = []
+        deadline = time.monotonic() + timeout
+        while True:
+            got.append(self.events.get(timeout=max(0.01, deadline - time.monotonic())))
+            if wanted(got[-1]):
+                return got
+
+    def rest(self, number: int) -> list[AnyEvent]:
+        return self.until(lambda event: isinstance(event, Done | Failed) and event.reply == number)
+
+    def say(self, text: str, options: ReplyOptions | None = None) -> list[AnyEvent]:
+        """One question without a history, answered; the events of its reply."""
+        number = self.engine.generate([{"role": "user", "content": text}], options)
+        return [event for event in self.rest(number) if event.reply == number]
+
+
+def reply_of(events: list[AnyEvent]) -> Reply:
+    reply = Reply()
+    for event in events:
+        reply.feed(event)
+    return reply
+
+
+def only(events: list[AnyEvent], kind: type[E]) -> E:
+    (event,) = [event for event in events if isinstance(event, kind)]
+    return event
+
+
+@pytest.fixture
+def talk(scripted: Path, tmp_path: Path) -> Iterator[Talk]:
+    talk = Talk(tmp_path / "logs")
+    with talk.engine:
+        talk.engine.load(scripted)
+        yield talk
+
+
+@pytest.fixture
+def small(scripted: Path, tmp_path: Path) -> Iterator[Talk]:
+    """With a context of 256 tokens."""
+    talk = Talk(tmp_path / "logs")
+    with talk.engine:
+        talk.engine.load(scripted, LoadSettings(n_ctx=256))
+        yield talk
+
+
+def test_loading_tells_about_the_model(talk: Talk, scripted: Path) -> None:
+    loaded = only(talk.until(lambda event: isinstance(event, Loaded)), Loaded)
+    assert loaded.path == str(scripted)
+    assert (loaded.n_ctx, loaded.n_ctx_train) == (8192, 8192)
+    assert loaded.seconds < 20
+
+
+def test_thought_and_answer(talk: Talk) -> None:
+    events = talk.say("T")
+    reply = reply_of(events)
+    assert (reply.thought, reply.answer) == ("Let me see.", "It is 42.")
+    stats = only(events, Stats)
+    # <bos> u s e r : T <end_of_turn> T
+    assert (stats.prompt_tokens, stats.reused_tokens) == (9, 0)
+    # "<th" "ink>" "Let" " me" " see." "</thi" "nk>"; "\n" "It" " is" " 42."
+    assert (stats.thought_tokens, stats.answer_tokens) == (7, 4)
+    assert stats.context_tokens == 9 + 7 + 4
+    assert events[-1] == Done(events[-1].time, events[-1].reply, "stop")
+    assert [event.time for event in events] == sorted(event.time for event in events)
+    end = only(events, ThinkEnd)
+    assert end.why == "closed"
+    assert end.seconds == end.time - only(events, ThinkStart).time
+
+
+def test_a_character_of_four_tokens_arrives_whole(talk: Talk) -> None:
+    assert reply_of(talk.say("P")).answer == "Hi 🙂!"
+
+
+def test_a_thought_that_is_never_closed(talk: Talk) -> None:
+    events = talk.say("U")
+    assert reply_of(events).message.thought == "never closed"
+    assert only(events, ThinkEnd).why == "unclosed"
+
+
+def test_token_limit(talk: Talk) -> None:
+    events = talk.say("L", ReplyOptions(max_tokens=5))
+    assert only(events, Done).reason == "length"
+    assert only(events, Stats).answer_tokens == 5
+    assert reply_of(events).answer == "la lila lila"
+    assert only(talk.say("R", ReplyOptions(max_tokens=5)), ThinkEnd).why == "cut"
+
+
+def test_a_full_context_is_an_end_not_a_crash(small: Talk) -> None:
+    events = small.say("L")
+    assert only(events, Done).reason == "context"
+    assert only(events, Stats).context_tokens == 256
+    assert reply_of(small.say("T")).answer == "It is 42."
+
+
+def test_a_prompt_longer_than_the_context_is_refused(small: Talk) -> None:
+    failed = only(small.say("a" * 300 + "T"), Failed)
+    assert (failed.exit_code, failed.crashed) == (2, False)
+    assert "309 tokens long" in failed.message
+    assert "256" in failed.message
+    assert reply_of(small.say("T")).answer == "It is 42."
+
+
+def test_stop_keeps_what_came(talk: Talk) -> None:
+    number = talk.engine.generate([{"role": "user", "content": "R"}], ReplyOptions(max_tokens=10**6))
+    begun = talk.until(lambda event: isinstance(event, ThinkDelta))
+    talk.engine.stop()
+    asked = time.monotonic()
+    events = begun + talk.rest(number)
+    assert time.monotonic() - asked < 1
+    done = only(events, Done)
+    assert done.reason == "stopped"
+    assert only(events, ThinkEnd).why == "stopped"
+    assert reply_of(events).message.thought.startswith("Well, hmm and")
+    assert not talk.engine.busy
+    assert reply_of(talk.say("T")).answer == "It is 42."
+
+
+def test_a_queued_reply_can_be_stopped_before_it_begins(talk: Talk) -> None:
+    numbers = [talk.engine.generate([{"role": "user", "content": "R"}]) for _ in range(2)]
+    talk.engine.stop()
+    reasons = [only([e for e in talk.rest(number) if e.reply == number], Done).reason for number in numbers]
+    assert reasons[1] == "stopped"
+
+
+def test_budget_ends_the_thought_and_goes_on(talk: Talk) -> None:
+    events = talk.say("R", ReplyOptions(think_budget=6))
+    end = only(events, ThinkEnd)
+    assert end.why == "budget"
+    fed = len("\n\nTime to answer.\n</think>")  # one token a character in this vocabulary
+    assert end.tokens == 6 + fed
+    assert reply_of(events).thought == "Well, hmm and hmm and\n\nTime to answer."
+    assert reply_of(events).answer == "So yes."
+    assert only(events, Done).reason == "stop"
+
+
+def test_answer_now(talk: Talk) -> None:
+    number = talk.engine.generate([{"role": "user", "content": "R"}])
+    talk.engine.answer_now()
+    events = talk.rest(number)
+    assert only(events, ThinkEnd).why == "answer_now"
+    assert reply_of(events).answer == "So yes."
+
+
+def test_thinking_on_and_off_without_a_switch_in_the_template(talk: Talk) -> None:
+    thinking = talk.say("Q", ReplyOptions(think="on"))  # the prompt now ends in ">"
+    assert reply_of(thinking).thought == "So yes."
+    plain = talk.say("R", ReplyOptions(think="off"))  # and in a newline
+    assert not reply_of(plain).thoughts
+    assert reply_of(plain).answer == "It is 42."
+
+
+def test_a_template_that_opens_the_thought(opening: Path, tmp_path: Path) -> None:
+    talk = Talk(tmp_path)
+    with talk.engine:
+        talk.engine.load(opening)
+        events = talk.say("a")
+    kinds = [type(event) for event in events if not isinstance(event, PromptProgress)]
+    assert kinds == [ThinkStart, ThinkDelta, ThinkEnd, TextDelta, Stats, Done]
+    assert (reply_of(events).thought, reply_of(events).answer) == ("so", "done")
+
+
+def test_only_what_is_new_is_evaluated(talk: Talk) -> None:
+    session = Session()
+    figures = []
+    for text in ("Q", "abQ", "cQ"):
+        session.ask(text)
+        number = talk.engine.generate(session.context())
+        events = [event for event in talk.rest(number) if event.reply == number]
+        session.answered(reply_of(events))
+        stats = only(events, Stats)
+        first = next(event for event in events if isinstance(event, PromptProgress))
+        assert (first.done, first.total) == (stats.reused_tokens, stats.prompt_tokens)
+        figures.append((stats.prompt_tokens, stats.reused_tokens))
+    # The prompt's last token stands for the generation prompt and is not in the next prompt, so "<bos>user:Q<eot>" is
+    # what two turns share: 8 of the first 9; then everything up to the second generation prompt.
+    second = 8 + len("assistant:xyz") + 1 + len("user:abQ") + 1
+    assert figures[:2] == [(9, 0), (second + 1, 8)]
+    assert figures[2][1] == second
+
+
+def test_the_same_seed_says_the_same(talk: Talk) -> None:
+    first, again, other = (reply_of(talk.say("D", ReplyOptions(seed=seed, max_tokens=64))).answer for seed in (7, 7, 8))
+    assert first == again
+    assert set(first) == {"0", "1"}
+    assert other != first
+    assert set(reply_of(talk.say("D", ReplyOptions(temperature=0, max_tokens=64))).answer) < {"0", "1"}
+
+
+def test_killed_in_the_middle_of_a_reply(talk: Talk) -> None:
+    number = talk.engine.generate([{"role": "user", "content": "R"}])
+    begun = talk.until(lambda event: isinstance(event, ThinkDelta))
+    pid = talk.engine.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    events = begun + talk.rest(number)
+    failed = only(events, Failed)
+    assert failed.crashed
+    assert "SIGKILL" in failed.message
+    assert reply_of(events).message.thought.startswith("Well,")
+    assert not talk.engine.busy
+    # the next message starts another process with the same model
+    assert reply_of(talk.say("T")).answer == "It is 42."
+    assert talk.engine.pid != pid
+
+
+def test_killed_while_idle(talk: Talk) -> None:
+    talk.until(lambda event: isinstance(event, Loaded))
+    pid = talk.engine.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSEGV)
+    failed = only(talk.until(lambda event: isinstance(event, Failed)), Failed)
+    assert (failed.reply, failed.crashed) == (0, True)
+    assert "SIGSEGV" in failed.message
+    assert reply_of(talk.say("T")).answer == "It is 42."
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", None])
+def test_a_bad_file_is_the_persons_fault_and_the_engine_lives(
+    content: bytes | None, scripted: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(scripted.read_bytes()[:50_000] if content is None else content)
+    talk = Talk(tmp_path)
+    with talk.engine:
+        talk.engine.load(bad)
+        failed = only(talk.until(lambda event: isinstance(event, Failed)), Failed)
+        assert (failed.exit_code, failed.crashed, failed.reply) == (2, False, 0)
+        assert str(bad) in failed.message
+        assert only(talk.say("T"), Failed).message == failed.message
+        talk.engine.load(scripted)
+        assert reply_of(talk.say("T")).answer == "It is 42."
+
+
+def test_several_engines_at_once(scripted: Path, tmp_path: Path) -> None:
+    talks = [Talk(tmp_path) for _ in range(2)]
+    with talks[0].engine, talks[1].engine:
+        for talk in talks:
+            talk.engine.load(scripted, LoadSettings(n_threads=1))
+        numbers = [talk.engine.generate([{"role": "user", "content": "T"}]) for talk in talks]
+        answers = [reply_of(talk.rest(number)).answer for talk, number in zip(talks, numbers, strict=True)]
+    assert answers == ["It is 42."] * 2
+
+
+def test_close_ends_the_process_and_leaves_no_log(talk: Talk, tmp_path: Path) -> None:
+    talk.until(lambda event: isinstance(event, Loaded))
+    pid, log = talk.engine.pid, talk.engine.log
+    assert pid is not None
+    assert log is not None
+    assert log.exists()
+    talk.engine.generate([{"role": "user", "content": "L"}])
+    begun = time.monotonic()
+    talk.engine.close()
+    assert time.monotonic() - begun < 2
+    assert not psutil.pid_exists(pid)
+    assert not log.exists()
+    assert not list((tmp_path / "logs").iterdir())
+
+
+def test_no_orphan_when_the_parent_is_killed(scripted: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys, time, threading\n"
+        "from pathlib import Path\n"
+        "from ftllm.chat.engine import Engine\n"
+        "engine = Engine(lambda event: None, log_directory=Path(sys.argv[2]))\n"
+        "engine.load(Path(sys.argv[1]))\n"
+        "engine.generate([{'role': 'user', 'content': 'L'}])\n"
+        "print(engine.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program, str(scripted), str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert parent.stdout is not None
+    child = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    child.wait(timeout=10)
+
+
+def worker(commands: list[Mapping[str, object]], **environment: str) -> subprocess.CompletedProcess[str]:
+    """The child by itself, its input closed after `commands`."""
+    return subprocess.run(
+        [sys.executable, "-m", "ftllm.chat.worker"],
+        input="".join(json.dumps(command) + "\n" for command in commands),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+        env={**os.environ, **environment},
+    )
+
+
+def test_the_process_goes_when_its_input_does() -> None:
+    done = worker([])
+    assert (done.returncode, done.stdout) == (0, "")

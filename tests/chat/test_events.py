@@ -1,0 +1,44 @@
+"""Events survive the pipe."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ftllm.chat.events import KINDS, AnyEvent, Failed, TextDelta, from_json, to_json
+
+numbers = st.floats(allow_nan=False)
+
+
+def strategy(kind: type[AnyEvent]) -> st.SearchStrategy[AnyEvent]:
+    return st.builds(kind, **{field.name: numbers for field in fields(kind) if field.type == "float"})
+
+
+events = st.one_of([strategy(kind) for kind in KINDS.values()]).filter(lambda event: "nan" not in repr(event))
+
+
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+@given(events)
+def test_round_trip(event: AnyEvent) -> None:
+    line = to_json(event)
+    assert "\n" not in line
+    assert line.isascii()
+    assert from_json(line) == event
+
+
+def test_a_line_is_readable() -> None:
+    assert to_json(TextDelta(1.5, 2, "é")) == '{"event": "text_delta", "time": 1.5, "reply": 2, "text": "\\u00e9"}'
+    assert from_json('{"event": "failed", "time": 0, "reply": 0, "message": "m", "hint": "", "log": ["a"]}') == Failed(
+        0, 0, "m", "", log=("a",)
+    )
+
+
+@pytest.mark.parametrize(
+    "line", ["", "null", "[]", "{}", '{"event": "what"}', '{"event": "done"}', '{"event": "done", "time": 0, "x": 1}']
+)
+def test_anything_else_is_refused(line: str) -> None:
+    with pytest.raises(ValueError, match="not an event"):
+        from_json(line)

@@ -1,0 +1,67 @@
+"""How thinking is switched on and off in the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+
+from ftllm.chat.options import ThinkMode
+from ftllm.chat.prompt import build_prompt
+from ftllm.errors import UserError
+
+PLAIN = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
+SWITCHED = PLAIN + "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+OPENING = PLAIN + "<think>\n{# ends with </think> #}"
+MESSAGES = [{"role": "user", "content": "Hi"}]
+
+
+@dataclass(frozen=True)
+class Characters:
+    """A vocabulary of one token a character; the BOS is written `^`."""
+
+    chat_template: str | None
+    bos_token: str = "^"
+    eos_token: str = "$"
+    bos_id: int | None = ord("^")
+    adds_bos: bool = True
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(character) for character in text]
+
+    def is_eog(self, token: int) -> bool:
+        return token == ord("$")
+
+
+def text_of(ids: Sequence[int]) -> str:
+    return "".join(map(chr, ids))
+
+
+@pytest.mark.parametrize(
+    ("template", "think", "text", "opened"),
+    [
+        (PLAIN, "auto", "^[user]Hi[assistant]", False),
+        (PLAIN, "on", "^[user]Hi[assistant]<think>", True),
+        (PLAIN, "off", "^[user]Hi[assistant]<think>\n\n</think>\n\n", False),
+        (SWITCHED, "auto", "^[user]Hi[assistant]", False),
+        (SWITCHED, "on", "^[user]Hi[assistant]", False),
+        (SWITCHED, "off", "^[user]Hi[assistant]<think>\n\n</think>\n\n", False),
+        (OPENING, "auto", "^[user]Hi[assistant]<think>\n", True),
+        (OPENING, "on", "^[user]Hi[assistant]<think>\n", True),
+        (OPENING, "off", "^[user]Hi[assistant]<think>\n\n\n</think>\n\n", False),
+    ],
+)
+def test_thinking_is_switched(template: str, think: ThinkMode, text: str, opened: bool) -> None:
+    prompt = build_prompt(MESSAGES, Characters(template), think)
+    assert text_of(prompt.ids) == text
+    assert prompt.opened == opened
+
+
+def test_there_is_always_one_bos() -> None:
+    assert text_of(build_prompt(MESSAGES, Characters(PLAIN.replace("{{ bos_token }}", ""))).ids)[:2] == "^["
+
+
+def test_a_model_without_a_template_cannot_chat() -> None:
+    with pytest.raises(UserError, match="no chat template"):
+        build_prompt(MESSAGES, Characters(None))

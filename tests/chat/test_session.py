@@ -1,0 +1,76 @@
+"""What a conversation keeps, and what of it the model sees again."""
+
+from __future__ import annotations
+
+import pytest
+
+from ftllm.chat.events import Done, Failed, Stats, TextDelta, ThinkDelta, ThinkEnd, ThinkStart
+from ftllm.chat.session import Reply, Session, thought_title
+
+STATS = Stats(9.0, 1, 12, 0, 7, 4, 7.4, 0.1, 50.0, 256, 23)
+
+
+def reply_of(*events: object) -> Reply:
+    reply = Reply()
+    for event in events:
+        reply.feed(event)  # type: ignore[arg-type]
+    return reply
+
+
+def test_a_reply_is_folded_into_a_message() -> None:
+    reply = reply_of(
+        ThinkStart(1.0, 1),
+        ThinkDelta(1.1, 1, "Let me", 2),
+        ThinkDelta(1.2, 1, " see.\n", 4),
+        ThinkEnd(8.4, 1, "closed", 7.4, 5),
+        TextDelta(8.5, 1, "It is"),
+        TextDelta(8.6, 1, " 42.\n"),
+        STATS,
+        Done(9.0, 1, "stop"),
+    )
+    message = reply.message
+    assert (message.thought, message.content) == ("Let me see.", "It is 42.")
+    assert (message.thought_seconds, message.thought_tokens, message.answer_tokens) == (7.4, 5, 4)
+    assert message.stop_reason == "stop"
+    assert not reply.thinking
+
+
+def test_a_crash_in_a_thought_keeps_what_was_thought_and_how_long() -> None:
+    failed = Failed(99.0, 1, "the engine was ended by SIGKILL", "", crashed=True)
+    reply = reply_of(ThinkStart(1.0, 1), ThinkDelta(3.5, 1, "half a tho", 3), failed)
+    assert reply.message.thought == "half a tho"
+    assert reply.message.thought_seconds == 2.5
+    assert reply.message.stop_reason == "failed"
+
+
+def test_thoughts_and_empty_replies_do_not_come_back() -> None:
+    session = Session(system="Be kind.")
+    session.ask("one")
+    session.answered(
+        reply_of(ThinkStart(0, 1), ThinkDelta(0, 1, "secret", 1), ThinkEnd(1, 1, "closed", 1, 3), TextDelta(2, 1, "1"))
+    )
+    session.ask("two")
+    session.answered(reply_of(ThinkStart(0, 2), ThinkDelta(0, 2, "cut off", 1), Done(1, 2, "stopped")))
+    session.ask("three")
+    assert session.context() == [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "1"},
+        {"role": "user", "content": "two\n\nthree"},
+    ]
+    assert session.messages[3].thought == "cut off"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "title"),
+    [
+        (7.4, "Thought for 7.40 seconds"),
+        (0.0, "Thought for 0.00 seconds"),
+        (59.994, "Thought for 59.99 seconds"),
+        (59.996, "Thought for 1 min 0.00 s"),
+        (67.4, "Thought for 1 min 7.40 s"),
+        (3600.0, "Thought for 60 min 0.00 s"),
+    ],
+)
+def test_titles(seconds: float, title: str) -> None:
+    assert thought_title(seconds) == title

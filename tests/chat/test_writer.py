@@ -1,0 +1,106 @@
+"""From text to events, with a clock that stands still until it is moved."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ftllm.chat.events import AnyEvent, TextDelta, ThinkDelta, ThinkEnd, ThinkStart
+from ftllm.chat.session import Reply, thought_title
+from ftllm.chat.writer import Writer
+from ftllm.thoughts import ThoughtTags, split
+
+
+class Stage:
+    """A writer, its clock and what it told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.told: list[AnyEvent] = []
+        self.writer = Writer(self.told.append, 1, ThoughtTags(), clock=lambda: self.now)
+
+    def say(self, text: str, *, after: float = 0.1, tokens: int = 1) -> None:
+        self.now += after
+        self.writer.take(text, tokens)
+
+
+def test_a_thought_is_timed_to_the_hundredth() -> None:
+    stage = Stage()
+    for text in ("<th", "ink>", "\nDeep"):
+        stage.say(text)
+    stage.say(" thought.\n</think>", after=7.3, tokens=4)
+    stage.say("\n\n42")
+    stage.writer.finish("", why="unclosed")
+    assert [type(event) for event in stage.told] == [ThinkStart, ThinkDelta, ThinkDelta, ThinkEnd, TextDelta]
+    start, end = stage.told[0], stage.told[3]
+    assert isinstance(end, ThinkEnd)
+    assert start.time == pytest.approx(100.2)
+    assert thought_title(end.seconds) == "Thought for 7.40 seconds"
+    assert end.tokens == 7
+    assert stage.told[4] == TextDelta(stage.now, 1, "42")
+    assert (stage.writer.thought_tokens, stage.writer.answer_tokens) == (7, 1)
+
+
+def test_deltas_are_coalesced_but_the_first_goes_out_at_once() -> None:
+    stage = Stage()
+    for _ in range(9):
+        stage.say("a", after=1 / 128)
+    stage.writer.finish("", why="unclosed")
+    assert [event.text for event in stage.told if isinstance(event, TextDelta)] == ["a", "aaa", "aaa", "aa"]
+
+
+def test_slow_tokens_go_out_one_by_one() -> None:
+    stage = Stage()
+    for text in ("one", " two", " three"):
+        stage.say(text)
+    assert [event.text for event in stage.told if isinstance(event, TextDelta)] == ["one", " two", " three"]
+
+
+def test_a_thought_left_open_says_why() -> None:
+    stage = Stage()
+    stage.say("<think>")
+    stage.say("so")
+    stage.writer.finish("", why="stopped")
+    assert stage.told[-1] == ThinkEnd(stage.now, 1, "stopped", stage.now - stage.told[0].time, 2)
+
+
+def test_the_engine_can_close_a_thought() -> None:
+    stage = Stage()
+    stage.writer.open_thought()
+    stage.say("so")
+    stage.now += 1
+    stage.writer.close_thought("\nEnough.\n", 5, "budget")
+    stage.say("42")
+    stage.writer.finish("", why="unclosed")
+    kinds = [type(event) for event in stage.told]
+    assert kinds == [ThinkStart, ThinkDelta, ThinkDelta, ThinkEnd, TextDelta]
+    assert isinstance(stage.told[3], ThinkEnd)
+    assert (stage.told[3].why, stage.told[3].tokens) == ("budget", 6)
+    assert stage.writer.answered
+
+
+fragments = st.lists(
+    st.sampled_from(["<think>", "</think>", "<", "</", "think>", "```\n", "\n", " ", "word", "ü"]), max_size=30
+).map("".join)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(fragments, st.lists(st.tuples(st.integers(0, 200), st.floats(0, 0.1)), max_size=20))
+def test_cuts_and_times_do_not_change_what_is_said(text: str, cuts: list[tuple[int, float]]) -> None:
+    stage = Stage()
+    places = sorted({0, *(cut for cut, _ in cuts if cut < len(text)), len(text)})
+    for (a, b), after in zip(pairwise(places), [after for _, after in cuts] + [0.01] * 40, strict=False):
+        stage.say(text[a:b], after=after)
+    stage.writer.finish("", why="cut")
+    reply = Reply()
+    for event in stage.told:
+        reply.feed(event)
+    starts = [event for event in stage.told if isinstance(event, ThinkStart)]
+    ends = [event for event in stage.told if isinstance(event, ThinkEnd)]
+    assert len(starts) == len(ends)
+    assert stage.writer.thought_tokens + stage.writer.answer_tokens <= len(places)
+    if split(text).closed:
+        assert (reply.thought, reply.message.content) == split(text)[:2]
