@@ -1,0 +1,190 @@
+"""The two ways to load a base and put an adapter on it: `hf` (transformers and peft) and `unsloth`.
+
+Both give a PEFT model that the same trainer trains on the same rows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Literal
+
+from ftllm.errors import UserError
+from ftllm.train.base import Base
+from ftllm.train.config import TrainConfig
+
+BackendName = Literal["hf", "unsloth"]
+# Parts of multimodal models that read no text; their layers are never adapted.
+OTHER_SENSES = re.compile(
+    r"(^|\.|_)(vision|visual|vit|image|audio|speech|multi_modal|mm|projector|tower)", re.IGNORECASE
+)
+ATTENTION = re.compile(r"(^|\.|_)(attn|attention)", re.IGNORECASE)
+MLP = re.compile(r"(^|\.|_)(mlp|ffn|feed_forward|experts?)(\.|$|_)", re.IGNORECASE)
+LAYER = re.compile(r"(^|\.)(layers|h|blocks)\.\d+\.")
+
+
+@dataclass(frozen=True)
+class Device:
+    """What is trained on, and in which precision.
+
+    Attributes:
+        kind: `cpu`, `cuda` or `mps`.
+        precision: of the base weights and the computation.
+        four_bit: whether the base is loaded in 4-bit NF4.
+        optimizer: the trainer's name for it.
+    """
+
+    kind: str
+    precision: Literal["float32", "bfloat16"]
+    four_bit: bool
+    optimizer: str
+
+
+def choose(config: TrainConfig) -> tuple[BackendName, str]:
+    """The backend to take, and why.
+
+    Raises:
+        UserError: `unsloth` was asked for and is not installed.
+    """
+    installed = find_spec("unsloth") is not None
+    if config.backend == "unsloth" and not installed:
+        raise UserError("unsloth is not installed", "pip install 'ftllm[gpu]', or take --backend hf")
+    if config.backend != "auto":
+        return config.backend, "as asked"
+    if not has_cuda():
+        return "hf", "no CUDA GPU here, and hf starts quicker on a CPU"
+    if not installed:
+        return "hf", "unsloth is not installed; it would train faster in less memory: pip install 'ftllm[gpu]'"
+    return "unsloth", "a CUDA GPU is here"
+
+
+def has_cuda() -> bool:
+    """Whether torch sees a CUDA GPU."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def device(config: TrainConfig) -> Device:
+    """Resolve what the configuration leaves to the machine.
+
+    Raises:
+        UserError: 4-bit weights or an 8-bit optimizer were asked for where there is no GPU or no bitsandbytes.
+    """
+    import torch
+
+    kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    small = kind == "cuda" and find_spec("bitsandbytes") is not None
+    for asked, what in (
+        (config.load_in_4bit is True, "load_in_4bit"),
+        (config.optimizer == "adamw_8bit", "adamw_8bit"),
+    ):
+        if asked and not small:
+            raise UserError(
+                f"{what} needs a CUDA GPU and bitsandbytes", "leave it at auto, or pip install 'ftllm[gpu]'"
+            )
+    precision: Literal["float32", "bfloat16"]
+    if config.precision != "auto":
+        precision = config.precision
+    else:
+        precision = "bfloat16" if kind == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    four_bit = small if config.load_in_4bit == "auto" else config.load_in_4bit
+    eight_bit = small if config.optimizer == "auto" else config.optimizer == "adamw_8bit"
+    return Device(kind, precision, four_bit, "paged_adamw_8bit" if eight_bit else "adamw_torch")
+
+
+def load(backend: BackendName, base: Base, config: TrainConfig, device: Device) -> Any:
+    """The base with a fresh adapter on it, as a PEFT model; the adapter's start is drawn from the seed.
+
+    Raises:
+        UserError: transformers does not know the architecture, or it has no layer to adapt.
+    """
+    if backend == "unsloth":
+        from ftllm.train.unsloth import load as load_unsloth
+
+        return load_unsloth(base, config, device)
+    return _load_hf(base, config, device)
+
+
+def _load_hf(base: Base, config: TrainConfig, device: Device) -> Any:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, set_seed
+
+    options: dict[str, Any] = {"dtype": device.precision, "local_files_only": True}
+    if device.four_bit:
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=device.precision,
+        )
+        options["device_map"] = {"": 0}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(str(base.path), **options)
+    except (ValueError, KeyError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{base.path} cannot be loaded: {reason}", "is it a causal language model?") from error
+    if device.four_bit:
+        from peft import prepare_model_for_kbit_training
+
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=config.gradient_checkpointing)
+    targets = lora_targets(model, config.lora.targets)
+    set_seed(config.seed)
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=config.lora.rank,
+            lora_alpha=whole(config.lora.alpha),
+            lora_dropout=config.lora.dropout,
+            use_rslora=config.lora.rslora,
+            target_modules=targets,
+            bias="none",
+            task_type="CAUSAL_LM",
+        ),
+    )
+
+
+def whole(alpha: float) -> Any:
+    """`alpha` as PEFT has it: an integer where it is one."""
+    return int(alpha) if alpha == int(alpha) else alpha
+
+
+def lora_targets(model: Any, parts: Sequence[str]) -> list[str] | str:
+    """Which linear layers to adapt: those of the language layers' attention and MLP blocks.
+
+    Returns:
+        the layers' last names, sorted; or a regular expression over whole names, where another part of the model has
+        layers of the same last names (a vision tower).
+
+    Raises:
+        UserError: there are none.
+    """
+    import torch
+
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    wanted = [name for name in linear if _part(name) in parts]
+    if not wanted:
+        raise UserError(
+            f"{type(model).__name__} has no linear layer to adapt in its {' and '.join(parts)} blocks",
+            "this architecture cannot be trained yet",
+        )
+    leaves = sorted({name.rpartition(".")[2] for name in wanted})
+    others = {name.rpartition(".")[2] for name in set(linear) - set(wanted)}
+    if others.isdisjoint(leaves):
+        return leaves
+    patterns = sorted({re.sub(r"\\\.\d+\\\.", r"\\.\\d+\\.", re.escape(name)) for name in wanted})
+    return "|".join(f"(?:{pattern})" for pattern in patterns)
+
+
+def _part(name: str) -> str | None:
+    """`attention` or `mlp` for a module of a language layer; None for any other."""
+    if not LAYER.search(name) or OTHER_SENSES.search(name):
+        return None
+    block = name[LAYER.search(name).end() :]  # type: ignore[union-attr]
+    if ATTENTION.search(block):
+        return "attention"
+    return "mlp" if MLP.search(block) else None

@@ -1,0 +1,216 @@
+"""The base model: where it lies, what is in it, and what of it a run keeps."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ftllm.errors import UserError, WorkError
+from ftllm.runs import hash_files
+from ftllm.train.config import is_repository
+from ftllm.vocabulary import TOKENIZER_FILES
+
+# Everything a tokenizer may be made of; copied byte for byte, since transformers 5 re-saves it incompletely.
+TOKENIZER_PARTS = (
+    *TOKENIZER_FILES,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "merges.txt",
+    "spiece.model",
+    "vocab.txt",
+)
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+HUB_PATTERNS = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model on this machine.
+
+    Attributes:
+        path: its directory, absolute.
+        repository: `org/name` where it came from the Hub.
+        revision: the commit of that repository.
+        config: its config.json.
+    """
+
+    path: Path
+    repository: str | None
+    revision: str | None
+    config: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What to call it: the repository's or the directory's last part."""
+        return self.repository.rpartition("/")[2] if self.repository else self.path.name
+
+    @property
+    def reference(self) -> str:
+        """What an adapter names as its base: the repository, or the absolute path."""
+        return self.repository or str(self.path)
+
+    @property
+    def weights(self) -> list[Path]:
+        """The safetensors files that hold its weights.
+
+        Raises:
+            UserError: one that its index names is missing.
+        """
+        index = self.path / "model.safetensors.index.json"
+        if not index.is_file():
+            return [self.path / "model.safetensors"]
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError):
+            raise UserError(f"{index} is not an index of weights", "download the model again") from None
+        for name in names:
+            if not (self.path / name).is_file():
+                raise UserError(f"{self.path} lacks {name}, which its index names", "download the model again")
+        return [self.path / name for name in names]
+
+    @property
+    def files(self) -> list[Path]:
+        """What decides its behaviour: configuration, tokenizer and weights."""
+        others = ("config.json", "generation_config.json", *TOKENIZER_PARTS)
+        return [self.path / name for name in others if (self.path / name).is_file()] + self.weights
+
+    def record(self) -> dict[str, Any]:
+        """For the manifest: path or repository@revision, and the SHA-256 of every file."""
+        place: dict[str, Any] = {"path": str(self.path)}
+        if self.repository:
+            place |= {"repo": self.repository, "revision": self.revision}
+        return {**place, "files": hash_files(self.files, self.path)}
+
+    def parameters(self) -> int:
+        """How many weights its files hold, from their headers alone.
+
+        Raises:
+            UserError: a file is not safetensors or is cut short.
+        """
+        return sum(_parameters_of(path) for path in self.weights)
+
+    def copy_tokenizer(self, directory: Path) -> None:
+        """Copy its tokenizer files, byte for byte, into `directory`."""
+        for name in TOKENIZER_PARTS:
+            if (self.path / name).is_file():
+                shutil.copyfile(self.path / name, directory / name)
+
+
+def find(model: str, *, offline: bool = False) -> Base:
+    """The base that `model` names: a directory, or else a Hub repository, fetched unless `offline`.
+
+    Raises:
+        UserError: there is no such model, or it lacks its configuration, weights or tokenizer.
+        WorkError: the download failed.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return _checked(path.resolve(), None, None)
+    if path.exists():
+        hint = "a GGUF cannot be trained; give the directory it was made from"
+        raise UserError(f"{model} is not a directory", hint if path.suffix == ".gguf" else "give a model directory")
+    if not is_repository(model):
+        raise UserError(f"no model directory {model}", "give a directory, or a Hub repository such as org/name")
+    repository, _, revision = model.partition("@")
+    directory = _download(repository, revision or None, offline=offline)
+    return _checked(directory, repository, directory.name)
+
+
+def _checked(path: Path, repository: str | None, revision: str | None) -> Base:
+    place = repository or str(path)
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        hint = "give a directory that holds config.json, *.safetensors and tokenizer files"
+        if (path / "adapter_config.json").is_file():
+            hint = "this is an adapter; give the base it was trained on"
+        raise UserError(f"{place} is not a model: it has no config.json", hint) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path / 'config.json'} cannot be read: {error}", "download the model again") from None
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise UserError(f"{path / 'config.json'} names no model_type", "give a model that transformers knows")
+    if "quantization_config" in config:
+        raise UserError(
+            f"{place} is already quantized, and a merge needs 16-bit weights",
+            "give the 16-bit model; on a GPU it is loaded in 4-bit by itself",
+        )
+    if not any((path / name).is_file() for name in WEIGHTS):
+        other = "; it has pytorch_model.bin, which is not read" if any(path.glob("*.bin")) else ""
+        raise UserError(f"{place} has no weights{other}", "a model directory holds model.safetensors or its shards")
+    if not any((path / name).is_file() for name in TOKENIZER_FILES):
+        raise UserError(f"{place} has no tokenizer", f"a model directory holds one of {', '.join(TOKENIZER_FILES)}")
+    return Base(path, repository, revision, config)
+
+
+def _download(repository: str, revision: str | None, *, offline: bool) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    local = offline or constants.HF_HUB_OFFLINE
+    try:
+        return Path(
+            snapshot_download(repository, revision=revision, allow_patterns=list(HUB_PATTERNS), local_files_only=local)
+        )
+    except GatedRepoError:
+        hint = f"accept its terms at https://huggingface.co/{repository}, then `hf auth login`"
+        raise UserError(f"{repository} is gated", hint) from None
+    except RevisionNotFoundError:
+        raise UserError(f"{repository} has no revision {revision}", "give a branch, a tag or a commit") from None
+    except RepositoryNotFoundError:
+        hint = "check the name; for a private repository, `hf auth login` first"
+        raise UserError(f"no directory {repository}, and no such repository on the Hub", hint) from None
+    except LocalEntryNotFoundError as error:
+        if local:
+            hint = "fetch it once with the network on, or give a directory"
+            raise UserError(f"{repository} is not on this machine, and this is offline", hint) from None
+        raise WorkError(
+            f"{repository} could not be downloaded: {_cause(error)}", "check the network and try again"
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
+        raise WorkError(
+            f"{repository} could not be downloaded: {_cause(error)}", "check the network and try again"
+        ) from None
+
+
+def _cause(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _parameters_of(path: Path) -> int:
+    """Weights in one safetensors file: its header is a length (8 bytes, little-endian) and that much JSON."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > min(size, 100_000_000):  # the format's own limit on headers
+                raise ValueError
+            header = json.loads(file.read(length))
+        tensors = [entry for name, entry in header.items() if name != "__metadata__"]
+        if 8 + length + max(entry["data_offsets"][1] for entry in tensors) != size:
+            raise ValueError
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing", "download the model again") from None
+    except (ValueError, KeyError, TypeError, struct.error, AttributeError):
+        raise UserError(
+            f"{path} is not a whole safetensors file", "it may be cut short; download the model again"
+        ) from None
+    total = 0
+    for entry in tensors:
+        count = 1
+        for extent in entry["shape"]:
+            count *= extent
+        total += count
+    return total

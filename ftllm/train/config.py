@@ -1,0 +1,311 @@
+"""What a training is made of: every key, its meaning, its default, and the presets.
+
+Precedence, lowest first: the preset, the configuration file, the command line's options, `--set`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from ftllm.errors import UserError
+from ftllm.noise import Curriculum, NoiseSettings
+from ftllm.train.settings import Setting, Settings, check_keys, nested
+
+Preset = Literal["ft", "seed", "sft"]
+Backend = Literal["auto", "unsloth", "hf"]
+Part = Literal["attention", "mlp"]
+
+
+def _listed(value: Any) -> Any:
+    """A single word where a list is expected is a list of one."""
+    return [value] if isinstance(value, str | Path) else value
+
+
+def _numbers(value: Any) -> Any:
+    """A single number where a range may stand."""
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+class Group(BaseModel):
+    """A frozen set of keys; unknown ones are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class LoraConfig(Group):
+    """The low-rank update."""
+
+    rank: int = Field(default=8, ge=1, description="rank of the update")
+    alpha: float = Field(default=16.0, gt=0, description="the update is scaled by alpha / rank")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout on the update's input")
+    rslora: bool = Field(default=False, description="scale by alpha / sqrt(rank) instead (arXiv 2312.03732)")
+    targets: Annotated[tuple[Part, ...], BeforeValidator(_listed)] = Field(
+        default=("attention", "mlp"), min_length=1, description="which linear layers of the language layers are adapted"
+    )
+
+
+class NoiseConfig(Group):
+    """The burden laid on user turns; see `ftllm.noise`."""
+
+    unit: Literal["none", "auto", "word", "sentence", "card"] = Field(
+        default="auto",
+        description="what is shuffled: none, auto (words; characters of scripts without spaces), word, sentence, "
+        "or card (pieces between single spaces)",
+    )
+    ratio: Annotated[tuple[float, ...], BeforeValidator(_numbers)] = Field(
+        default=(0.7,), min_length=1, max_length=2, description="share of units chosen, 0 to 1; or a range [low, high]"
+    )
+    range: Literal["row", "training"] = Field(
+        default="row",
+        description="a range is drawn from for each row, or gone through from first to second over training",
+    )
+    protect: bool = Field(default=True, description="code, URLs, LaTeX and numbers stay whole and in place")
+    per_epoch: bool = Field(
+        default=True, description="a fresh permutation every epoch; false: one for the whole training"
+    )
+    turns: Literal["all", "last"] = Field(default="all", description="which user turns")
+    clean_share: float = Field(default=0.0, ge=0, le=1, description="share of rows left alone")
+    neftune_alpha: float = Field(
+        default=0.0, ge=0, description="noise on the embeddings (NEFTune, arXiv 2310.05914); 0: none"
+    )
+
+    @field_validator("ratio")
+    @classmethod
+    def _shares(cls, ratio: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 <= share <= 1 for share in ratio):
+            raise ValueError("a share lies between 0 and 1")
+        return ratio
+
+    def settings(self) -> NoiseSettings | None:
+        """As `ftllm.noise` takes them; None where nothing is shuffled."""
+        if self.unit == "none":
+            return None
+        ratio: float | tuple[float, float] | Curriculum = self.ratio[0]
+        if len(self.ratio) == 2:
+            ratio = Curriculum(*self.ratio) if self.range == "training" else (self.ratio[0], self.ratio[1])
+        return NoiseSettings(
+            unit=self.unit,
+            ratio=ratio,
+            protect=self.protect,
+            per_epoch=self.per_epoch,
+            turns=self.turns,
+            clean_share=self.clean_share,
+        )
+
+
+class TrainConfig(Group):
+    """A training, resolved: nothing left to a default that is not written here."""
+
+    model: str = Field(description="the base: a directory, or a Hub repository (org/name or org/name@revision)")
+    data: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
+        min_length=1, description="JSONL or JSON files of conversations"
+    )
+    eval: str | float | None = Field(
+        default=None,
+        description="held out and never noised: a share of the data (5%), or a file; measured before and after",
+    )
+    preset: Preset = Field(default="ft", description="where the values below come from unless given: ft, seed or sft")
+    backend: Backend = Field(
+        default="auto", description="auto takes unsloth on a CUDA GPU where it is installed, else hf"
+    )
+    seed: int = Field(
+        default=3407, ge=0, lt=2**32, description="of the adapter's start, the order of rows and the noise"
+    )
+    lora: LoraConfig = LoraConfig()
+    learning_rate: float = Field(default=2e-5, gt=0, description="its highest value")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine", description="how the learning rate falls after the warm-up: cosine, linear or constant"
+    )
+    warmup_steps: int = Field(default=25, ge=0, description="steps in which the learning rate rises from 0")
+    weight_decay: float = Field(default=0.01, ge=0, description="decoupled weight decay of AdamW")
+    optimizer: Literal["auto", "adamw", "adamw_8bit"] = Field(
+        default="auto", description="auto is adamw_8bit (paged) on a GPU with bitsandbytes, else adamw"
+    )
+    max_grad_norm: float = Field(default=1.0, ge=0, description="gradients are clipped to this norm; 0: never")
+    epochs: int = Field(default=3, ge=1, description="passes over the data")
+    max_steps: int = Field(default=0, ge=0, description="stop after so many steps; 0: by epochs")
+    batch_size: int = Field(default=1, ge=1, description="rows a forward pass")
+    gradient_accumulation: int = Field(default=1, ge=1, description="forward passes a step")
+    max_length: int = Field(default=4096, ge=8, description="longest row in tokens")
+    too_long: Literal["drop", "cut"] = Field(
+        default="drop",
+        description="rows beyond max_length: drop them, or cut their end (and with it the end of the turn)",
+    )
+    loss: Literal["assistant", "full"] = Field(
+        default="assistant", description="tokens that bear loss: the assistant's, or all"
+    )
+    noise: NoiseConfig = NoiseConfig()
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="of the base weights and the computation"
+    )
+    load_in_4bit: Literal["auto"] | bool = Field(
+        default="auto", description="auto: on a GPU with bitsandbytes; never on a CPU"
+    )
+    gradient_checkpointing: bool = Field(default=True, description="less memory for about a third more time")
+    log_steps: int = Field(default=1, ge=1, description="steps between two lines of metrics.jsonl")
+    save_steps: int = Field(default=100, ge=0, description="steps between two checkpoints; 0: only when interrupted")
+
+    @field_validator("eval")
+    @classmethod
+    def _share(cls, value: str | float | None) -> str | float | None:
+        share = None if value is None else share_of(value)
+        if share is not None and not 0 < share < 1:
+            raise ValueError("a share of the data lies between 0 and 1 (5%), else it is a file")
+        return value
+
+
+# What the presets differ in (the card's method, and what is recommended over it); all else is the defaults above.
+PRESETS: dict[str, dict[str, Any]] = {
+    "ft": {"noise.unit": "auto", "noise.protect": True, "noise.per_epoch": True, "loss": "assistant"},
+    "seed": {"noise.unit": "card", "noise.protect": False, "noise.per_epoch": False, "loss": "full"},
+    "sft": {"noise.unit": "none", "noise.protect": True, "noise.per_epoch": True, "loss": "assistant"},
+}
+
+
+def keys(model: type[BaseModel] = TrainConfig, prefix: str = "") -> Iterator[str]:
+    """Every dotted key there is, in the order of the printed configuration."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from keys(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def resolve(layers: Sequence[Settings]) -> TrainConfig:
+    """The configuration that layers of settings make, later ones winning.
+
+    A preset stands under the other settings of its layer and over earlier layers, so that `--preset sft` does what it
+    says to any configuration file.
+
+    Raises:
+        UserError: an unknown key, a value of the wrong kind or out of bounds, or no model or data; with the place.
+    """
+    given: Settings = {}
+    for layer in layers:
+        check_keys(layer, keys())
+        if "preset" in layer:
+            preset = layer["preset"]
+            chosen = PRESETS.get(preset.value, {}) if isinstance(preset.value, str) else {}
+            given.update({key: Setting(value, preset.place) for key, value in chosen.items()})
+        given.update(layer)
+    try:
+        return TrainConfig.model_validate(nested({key: setting.value for key, setting in given.items()}))
+    except ValidationError as error:
+        raise _refusal(error, given) from None
+
+
+def _refusal(error: ValidationError, given: Mapping[str, Setting]) -> UserError:
+    """The first thing pydantic objects to, as one line with its place."""
+    first = error.errors()[0]
+    parts: list[str] = []
+    for part in first["loc"]:
+        if ".".join([*parts, str(part)]) not in set(keys()) | {"lora", "noise"}:
+            break
+        parts.append(str(part))
+    key = ".".join(parts)
+    if first["type"] == "missing":
+        return UserError(f"no {key} given", f"name one: --{key} PATH, or `{key}:` in the configuration file")
+    place = given[key].place if key in given else key
+    value = given[key].value if key in given else first["input"]
+    problem = first["msg"].removeprefix("Value error, ")
+    problem = problem[:1].lower() + problem[1:]
+    shown = json.dumps(value, ensure_ascii=False, default=str)
+    return UserError(f"{place}: {key} is {shown}: {problem}", describe(key))
+
+
+def describe(key: str) -> str:
+    """A key's meaning, in the words of the printed configuration."""
+    model: type[BaseModel] = TrainConfig
+    *groups, leaf = key.split(".")
+    for group in groups:
+        annotation = model.model_fields[group].annotation
+        assert isinstance(annotation, type)
+        model = annotation
+    return f"{key}: {model.model_fields[leaf].description}"
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """The whole configuration as commented YAML; reading it back gives an equal one."""
+    return "\n".join(_yaml_lines(config, "")) + "\n"
+
+
+def _yaml_lines(group: BaseModel, indent: str) -> Iterator[str]:
+    for name, field in type(group).model_fields.items():
+        value = getattr(group, name)
+        if isinstance(value, BaseModel):
+            yield f"{indent}{name}:"
+            yield from _yaml_lines(value, indent + "  ")
+        else:
+            if len(field.description or "") > 60:
+                yield f"{indent}# {field.description}"
+                yield f"{indent}{name}: {_yaml_value(value)}"
+            else:
+                yield f"{indent}{name}: {_yaml_value(value)}  # {field.description}"
+
+
+def _yaml_value(value: Any) -> str:
+    """A value on one line, as YAML reads it back (JSON is YAML, but for floats such as 1e-05)."""
+    if isinstance(value, tuple) and len(value) == 1 and isinstance(value[0], int | float):
+        value = value[0]
+    if isinstance(value, float):
+        text = repr(value)
+        return text if "e" not in text or "." in text else text.replace("e", ".0e")
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_yaml_value(item) for item in value) + "]"
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z_/][A-Za-z0-9_./@+-]*", value) and not _is_keyword(value):
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _is_keyword(word: str) -> bool:
+    return word.lower() in ("true", "false", "null", "yes", "no", "on", "off", "y", "n")
+
+
+def rebased(settings: Settings, directory: Path) -> Settings:
+    """Settings of a file in `directory`, with paths that exist beside it made absolute."""
+    return {key: _rebased(key, setting, directory) for key, setting in settings.items()}
+
+
+def _rebased(key: str, setting: Setting, directory: Path) -> Setting:
+    if key not in ("model", "data", "eval"):
+        return setting
+    value = setting.value
+    if isinstance(value, list):
+        return Setting([_absolute(key, item, directory) for item in value], setting.place)
+    return Setting(_absolute(key, value, directory), setting.place)
+
+
+def _absolute(key: str, value: Any, directory: Path) -> Any:
+    """A path made absolute; a Hub repository, a share or anything else as it is."""
+    if not isinstance(value, str) or not value:
+        return value
+    path = directory / Path(value).expanduser()
+    if key == "eval" and share_of(value) is not None and not path.exists():
+        return value
+    if key == "model" and not path.exists() and is_repository(value):
+        return value
+    return str(path.resolve())
+
+
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+
+
+def is_repository(value: str) -> bool:
+    """Whether `value` looks like `org/name` or `org/name@revision`."""
+    return REPOSITORY.fullmatch(value) is not None
+
+
+def share_of(value: str | float) -> float | None:
+    """`5%` or `0.05` as a number; None when it is neither."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)", value.strip())
+        if match is None:
+            return None
+        return float(match[1]) / 100 if match[2] else float(match[1])
+    return float(value)

@@ -1,0 +1,247 @@
+"""From files to rows of token ids: what is trained in which epoch, and what is held out."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ftllm.conversations import Conversation, load_conversations
+from ftllm.errors import UserError
+from ftllm.files import sha256_file
+from ftllm.noise import NoiseSettings, conversation_moved, noised
+from ftllm.render import IGNORED, Row, render
+from ftllm.train.config import TrainConfig, share_of
+from ftllm.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """A conversation and its index in the data, which keys its noise."""
+
+    index: int
+    conversation: Conversation
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The conversations of a run.
+
+    Attributes:
+        training: those trained on.
+        held_out: those the likelihood is measured on; never noised.
+        files: path, SHA-256 and number of conversations of each file, training files first.
+    """
+
+    training: tuple[Numbered, ...]
+    held_out: tuple[Conversation, ...]
+    files: tuple[dict[str, Any], ...]
+
+
+def load_corpus(config: TrainConfig) -> Corpus:
+    """Read the data and set the held-out part aside.
+
+    Raises:
+        UserError: a file is missing or malformed, or nothing is left to train on.
+    """
+    files: list[dict[str, Any]] = []
+    conversations: list[Conversation] = []
+    for path in map(Path, config.data):
+        conversations += _read(path, "data", files)
+    numbered = [Numbered(index, conversation) for index, conversation in enumerate(conversations)]
+    if config.eval is None:
+        return Corpus(tuple(numbered), (), tuple(files))
+    share = share_of(config.eval)
+    if share is None:
+        held_out = _read(Path(str(config.eval)), "eval", files)
+        return Corpus(tuple(numbered), tuple(held_out), tuple(files))
+    count = max(1, round(share * len(numbered)))
+    if count >= len(numbered):
+        message = f"holding out {config.eval} of {len(numbered)} conversations leaves none to train on"
+        raise UserError(message, "take a smaller share, or give a file of held-out conversations")
+    chosen = set(random.Random(f"ftllm held out {config.seed}").sample(range(len(numbered)), count))
+    return Corpus(
+        tuple(item for item in numbered if item.index not in chosen),
+        tuple(item.conversation for item in numbered if item.index in chosen),
+        tuple(files),
+    )
+
+
+def _read(path: Path, use: str, files: list[dict[str, Any]]) -> list[Conversation]:
+    conversations = load_conversations(path)
+    absolute = path.resolve()
+    files.append(
+        {"path": str(absolute), "use": use, "sha256": sha256_file(absolute), "conversations": len(conversations)}
+    )
+    return conversations
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one row of the trainer's table stands for: one of the rows that a conversation renders to."""
+
+    item: Numbered
+    part: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be trained, counted on the first epoch.
+
+    Attributes:
+        units: the rows, in the data's order.
+        tokens: in all rows together.
+        trained: how many of them bear loss.
+        longest: tokens of the longest row.
+        dropped: (source, tokens) of rows left out for their length.
+        cut: (source, tokens) of rows whose end was cut off.
+        masked: sources of rows in which no token would bear loss.
+        moved: places of user text that hold another unit than in the data.
+        units_of_text: how many such places there are.
+    """
+
+    units: tuple[Unit, ...]
+    tokens: int
+    trained: int
+    longest: int
+    dropped: tuple[tuple[str, int], ...]
+    cut: tuple[tuple[str, int], ...]
+    masked: tuple[str, ...]
+    moved: int
+    units_of_text: int
+
+    @property
+    def share_moved(self) -> float:
+        """Share of the user text's units that noise really moves."""
+        return self.moved / self.units_of_text if self.units_of_text else 0.0
+
+
+class Rows:
+    """The training rows of any epoch: a pure function of (seed, epoch, row).
+
+    Args:
+        config: of the run.
+        corpus: what is trained on.
+        vocabulary: tokenizer and chat template of the base.
+    """
+
+    def __init__(self, config: TrainConfig, corpus: Corpus, vocabulary: Vocabulary) -> None:
+        self.config = config
+        self.corpus = corpus
+        self.vocabulary = vocabulary
+        self.noise: NoiseSettings | None = config.noise.settings()
+
+    def conversation(self, item: Numbered, epoch: int) -> Conversation:
+        """A conversation as it is trained in `epoch` (from 0)."""
+        if self.noise is None:
+            return item.conversation
+        progress = epoch / max(1, self.config.epochs - 1)
+        return noised(
+            item.conversation, self.noise, seed=self.config.seed, epoch=epoch, row=item.index, progress=progress
+        )
+
+    def plan(self, advance: Callable[[int], None] | None = None) -> Plan:
+        """Render the first epoch, and count.
+
+        Args:
+            advance: called with the number of conversations rendered so far.
+
+        Raises:
+            UserError: a row cannot be rendered, or no row is left.
+        """
+        units: list[Unit] = []
+        dropped: list[tuple[str, int]] = []
+        cut: list[tuple[str, int]] = []
+        masked: list[str] = []
+        tokens = trained = longest = moved = pieces = 0
+        for done, item in enumerate(self.corpus.training, 1):
+            conversation = self.conversation(item, 0)
+            kept = 0
+            for part, row in enumerate(render(conversation, self.vocabulary, loss=self.config.loss)):
+                row = self._shortened(row)
+                if row.cut and self.config.too_long == "drop":
+                    dropped.append((row.source, len(row.input_ids) + row.cut))
+                elif not row.trained:
+                    masked.append(row.source)
+                else:
+                    if row.cut:
+                        cut.append((row.source, len(row.input_ids) + row.cut))
+                    units.append(Unit(item, part))
+                    tokens += len(row.input_ids)
+                    trained += row.trained
+                    longest = max(longest, len(row.input_ids))
+                    kept += 1
+            if kept and self.noise is not None:
+                changed, places = conversation_moved(item.conversation, conversation, self.noise)
+                moved += changed
+                pieces += places
+            if advance is not None:
+                advance(done)
+        if not units:
+            raise self._nothing_left(dropped, masked)
+        return Plan(tuple(units), tokens, trained, longest, tuple(dropped), tuple(cut), tuple(masked), moved, pieces)
+
+    def draw(self, unit: Unit, epoch: int) -> Row:
+        """The row of `unit` in `epoch`.
+
+        A fresh permutation may take a token more or less. Where it no longer fits into `max_length`, the row keeps
+        the permutation of the first epoch, which was seen to fit, so that no end of a turn is lost unnoticed.
+        """
+        rows = render(self.conversation(unit.item, epoch), self.vocabulary, loss=self.config.loss)
+        if epoch and (unit.part >= len(rows) or len(rows[unit.part].input_ids) > self.config.max_length):
+            rows = render(self.conversation(unit.item, 0), self.vocabulary, loss=self.config.loss)
+        return self._shortened(rows[unit.part])
+
+    def held_out(self) -> list[Row]:
+        """The rows the likelihood is measured on: whole, clean, and assistant turns only, whatever is trained.
+
+        Raises:
+            UserError: none fits into `max_length`.
+        """
+        rows = [row for item in self.corpus.held_out for row in render(item, self.vocabulary)]
+        fitting = [row for row in rows if len(row.input_ids) <= self.config.max_length]
+        if rows and not fitting:
+            longest = max(len(row.input_ids) for row in rows)
+            message = f"no held-out row fits into max_length {self.config.max_length}"
+            raise UserError(message, f"raise max_length; the longest has {longest} tokens")
+        return fitting
+
+    def _shortened(self, row: Row) -> Row:
+        limit = self.config.max_length
+        beyond = len(row.input_ids) - limit
+        if beyond <= 0:
+            return row
+        return Row(row.input_ids[:limit], row.labels[:limit], row.source, row.cut + beyond)
+
+    def _nothing_left(self, dropped: Sequence[tuple[str, int]], masked: Sequence[str]) -> UserError:
+        if dropped:
+            shortest = min(tokens for _, tokens in dropped)
+            message = f"no row fits into max_length {self.config.max_length}: all {len(dropped)} are longer"
+            return UserError(message, f"raise max_length (the shortest has {shortest} tokens), or set too_long to cut")
+        if masked:
+            message = f"{masked[0]}: no token of any row would be trained; every label is masked"
+            return UserError(message, "raise max_length, or give answers that are not empty")
+        return UserError("there is no conversation to train on", "give data with --data")
+
+
+def collate(rows: Sequence[dict[str, Sequence[int]]], pad_id: int) -> dict[str, Any]:
+    """Rows as one batch, padded on the right.
+
+    Returns:
+        `input_ids`, `labels` and `attention_mask`, int64 [rows, longest row].
+    """
+    import torch
+
+    width = max(len(row["input_ids"]) for row in rows)
+    shape = (len(rows), width)
+    input_ids = torch.full(shape, pad_id, dtype=torch.int64)
+    labels = torch.full(shape, IGNORED, dtype=torch.int64)
+    attention_mask = torch.zeros(shape, dtype=torch.int64)
+    for i, row in enumerate(rows):
+        length = len(row["input_ids"])
+        input_ids[i, :length] = torch.tensor(row["input_ids"])
+        labels[i, :length] = torch.tensor(row["labels"])
+        attention_mask[i, :length] = 1
+    return {"input_ids": input_ids, "labels": labels, "attention_mask": attention_mask}

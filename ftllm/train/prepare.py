@@ -1,0 +1,124 @@
+"""Everything read and decided about a training before its weights are loaded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ftllm.progress import Reporter, Task
+from ftllm.train import backend as backends
+from ftllm.train.base import Base
+from ftllm.train.config import TrainConfig
+from ftllm.train.data import Corpus, Plan, Rows
+
+
+@dataclass
+class Clock:
+    """Seconds spent in each part of the work."""
+
+    timings: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.timings[name] = round(self.timings.get(name, 0.0) + time.monotonic() - began, 3)
+
+    @property
+    def seconds(self) -> float:
+        return round(time.monotonic() - self.started, 3)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything read and decided, before the weights are loaded."""
+
+    config: TrainConfig
+    base: Base
+    corpus: Corpus
+    rows: Rows
+    plan: Plan
+    tokenizer: Any
+    backend: backends.BackendName
+    reason: str
+    device: backends.Device
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch; the last may be smaller."""
+        batches = -(-len(self.plan.units) // self.config.batch_size)
+        return -(-batches // self.config.gradient_accumulation)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in all."""
+        return self.config.max_steps or self.steps_per_epoch * self.config.epochs
+
+
+def prepare(config: TrainConfig, found: Base, corpus: Corpus, reporter: Reporter, clock: Clock) -> Prepared:
+    """Choose backend and device, read the tokenizer, render the first epoch.
+
+    Raises:
+        UserError: the backend is missing, the tokenizer or a row cannot be used, or no row is left.
+    """
+    with clock.part("libraries"):
+        chosen, reason = backends.choose(config)
+        device = backends.device(config)
+        if chosen == "unsloth":
+            from ftllm.train import unsloth
+
+            unsloth.begin()
+        vocabulary = _quiet_vocabulary(found.path)
+    rows = Rows(config, corpus, vocabulary)
+    with clock.part("rows"), reporter.task("rendering", len(corpus.training), "conversations") as task:
+        plan = rows.plan(advance=_every(task, len(corpus.training)))
+    return Prepared(config, found, corpus, rows, plan, vocabulary.tokenizer, chosen, reason, device)
+
+
+def _quiet_vocabulary(path: Path) -> Any:
+    from transformers.utils import logging
+
+    from ftllm.vocabulary import from_directory
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    return from_directory(path)
+
+
+def _every(task: Task, total: int) -> Callable[[int], None]:
+    """Move a bar at most a hundred times."""
+    stride = max(1, total // 100)
+
+    def advance(done: int) -> None:
+        if done % stride == 0 or done == total:
+            task.update(done)
+
+    return advance
+
+
+def warnings_of(prepared: Prepared) -> list[str]:
+    """What is unlikely to be meant, a line each."""
+    plan, config = prepared.plan, prepared.config
+    found = []
+    for what, rows in (("left out", plan.dropped), ("cut, losing the end of a turn", plan.cut)):
+        if rows:
+            source, tokens = rows[0]
+            found.append(
+                f"{len(rows)} rows longer than max_length {config.max_length} are {what}, "
+                f"the first at {source} with {tokens} tokens"
+            )
+    if plan.masked:
+        found.append(f"{len(plan.masked)} rows have no trained token and are left out, the first at {plan.masked[0]}")
+    if config.warmup_steps >= prepared.steps:
+        found.append(
+            f"the warm-up of {config.warmup_steps} steps is no shorter than the training of {prepared.steps}: "
+            "the learning rate never reaches its height"
+        )
+    return found

@@ -1,0 +1,198 @@
+"""The trainer: TRL's, fed with our rows, watched by our callback, saved by our rules.
+
+Importing this module imports torch, transformers and TRL; with the `unsloth` backend, unsloth must come first.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import SFTConfig, SFTTrainer
+
+from ftllm.errors import WorkError
+from ftllm.train import checkpoints
+from ftllm.train.backend import Device
+from ftllm.train.config import TrainConfig
+from ftllm.train.data import Plan, Rows, collate
+from ftllm.train.metrics import Metrics
+
+
+class Table:
+    """Rows for the trainer's table, drawn when asked for: in each epoch that epoch's permutation.
+
+    Attributes:
+        epoch: set at the beginning of each epoch.
+        seconds: spent drawing so far.
+    """
+
+    def __init__(self, rows: Rows, plan: Plan) -> None:
+        self.rows = rows
+        self.plan = plan
+        self.epoch = 0
+        self.seconds = 0.0
+
+    def __call__(self, batch: dict[str, Sequence[int]]) -> dict[str, list[Sequence[int]]]:
+        started = time.perf_counter()
+        drawn = [self.rows.draw(self.plan.units[index], self.epoch) for index in batch["unit"]]
+        self.seconds += time.perf_counter() - started
+        return {"input_ids": [row.input_ids for row in drawn], "labels": [row.labels for row in drawn]}
+
+
+class Watcher(TrainerCallback):  # type: ignore[misc]
+    """Sets the table's epoch, keeps the metrics, shows progress, and stops when asked to.
+
+    Args:
+        table: what the trainer reads from.
+        metrics: where each logged step goes.
+        show: called with each logged step.
+        stopping: whether to save a checkpoint and stop.
+    """
+
+    def __init__(
+        self, table: Table, metrics: Metrics, show: Callable[[dict[str, Any]], None], stopping: Callable[[], bool]
+    ) -> None:
+        self.table = table
+        self.metrics = metrics
+        self.show = show
+        self.stopping = stopping
+
+    def on_epoch_begin(
+        self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_kwargs: Any
+    ) -> None:
+        self.table.epoch = int(state.epoch or 0)
+
+    def on_step_end(
+        self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, **_kwargs: Any
+    ) -> TrainerControl:
+        if self.stopping() and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True
+        # A checkpoint's step is always logged, so that a resumed run's lines are those of an uninterrupted one.
+        if control.should_save or state.global_step >= state.max_steps:
+            control.should_log = True
+        return control
+
+    def on_log(
+        self,
+        _args: TrainingArguments,
+        state: TrainerState,
+        _control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_kwargs: Any,
+    ) -> None:
+        if not logs or "loss" not in logs:
+            return
+        if not math.isfinite(logs["loss"]):
+            raise WorkError(
+                f"the loss became {logs['loss']} at step {state.global_step}",
+                "lower learning_rate, or set precision to float32",
+            )
+        self.show(self.metrics.add(state.global_step, state.epoch or 0.0, logs))
+
+
+class FragmentedTrainer(SFTTrainer):  # type: ignore[misc]
+    """TRL's trainer with checkpoints that are whole or absent, and hold nothing but what a resume needs."""
+
+    def _save_checkpoint(self, _model: Any, _trial: Any) -> None:
+        def fill(directory: Path) -> None:
+            save_adapter(self.model, directory)
+            self._save_optimizer_and_scheduler(str(directory))
+            self._save_rng_state(str(directory))
+            self.state.save_to_json(str(directory / "trainer_state.json"))
+
+        checkpoints.save(Path(self.args.output_dir), self.state.global_step, fill)
+
+
+def save_adapter(model: Any, directory: Path) -> None:
+    """Write the adapter's weights and configuration, and no model card."""
+    model.save_pretrained(str(directory), save_embedding_layers=False)
+    (directory / "README.md").unlink(missing_ok=True)
+
+
+def make(
+    model: Any,
+    tokenizer: Any,
+    table: Table,
+    watcher: Watcher,
+    config: TrainConfig,
+    device: Device,
+    directory: Path,
+    *,
+    checkpointing: bool,
+) -> FragmentedTrainer:
+    """The trainer of a run.
+
+    Args:
+        model: a PEFT model.
+        tokenizer: of the base; only its padding token is used.
+        table: the rows.
+        watcher: called as training goes on.
+        config: of the run.
+        device: what is trained on.
+        directory: where checkpoints go.
+        checkpointing: whether the trainer is to set up gradient checkpointing.
+    """
+    from transformers.trainer_callback import PrinterCallback
+
+    arguments = SFTConfig(
+        output_dir=str(directory),
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type={"constant": "constant_with_warmup"}.get(config.schedule, config.schedule),
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        optim=device.optimizer,
+        max_grad_norm=config.max_grad_norm,
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
+        seed=config.seed,
+        data_seed=config.seed,
+        bf16=device.precision == "bfloat16",
+        fp16=False,
+        use_cpu=device.kind == "cpu",
+        gradient_checkpointing=checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
+        neftune_noise_alpha=config.noise.neftune_alpha or None,
+        max_length=None,  # rows come with the right length
+        packing=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        dataloader_pin_memory=device.kind == "cuda",
+        logging_steps=config.log_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if config.save_steps else "no",
+        save_steps=config.save_steps or 1,
+        eval_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    units = Dataset.from_dict({"unit": list(range(len(table.plan.units)))}).with_transform(table)
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    trainer = FragmentedTrainer(
+        model=model,
+        args=arguments,
+        processing_class=tokenizer,
+        train_dataset=units,
+        data_collator=partial(collate, pad_id=pad_id or 0),
+        callbacks=[watcher],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def run(trainer: FragmentedTrainer, checkpoint: tuple[int, Path] | None, steps: int) -> None:
+    """Train to the end, from a checkpoint (its step and place) where there is one."""
+    if checkpoint is None:
+        trainer.train()
+    elif checkpoint[0] >= steps:  # only the ending was missed
+        trainer._load_from_checkpoint(str(checkpoint[1]))
+        trainer.state.global_step = checkpoint[0]
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint[1]))
