@@ -45,6 +45,7 @@ class Verb:
 # A verb's module is imported only when that verb is asked for, so that `ftllm --help` stays quick.
 VERBS: dict[str, Verb] = {
     "chat": Verb("ftllm.cli.chat:chat", "Talk to a model, on a screen or through a pipe."),
+    "export": Verb("ftllm.cli.export:export", "Merge, quantize, verify, and write GGUF files."),
     "eval": Verb("ftllm.cli.eval:eval_verb", "Measure models on graded prompts and held-out conversations."),
 }
 

@@ -1,0 +1,126 @@
+"""`ftllm export`: from a run, an adapter or a model directory to verified GGUF files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from ftllm.progress import Reporter
+from ftllm.runs import DEFAULT_RUNS
+
+if TYPE_CHECKING:
+    from ftllm.export.pipeline import ExportResult
+
+
+def export(
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="[RUN|ADAPTER_DIR|MODEL_DIR]", help="What to export; else the latest run."),
+    ] = None,
+    quant: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TYPE[,TYPE]...", help="File types, such as Q4_K_M,Q8_0; may repeat. Default: Q4_K_M."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the files go: the run's gguf/, else ./gguf.")
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="PATH|REPO", help="The 16-bit base, where it is not the one the adapter names."),
+    ] = None,
+    verify: Annotated[
+        Literal["quick", "none"], typer.Option(help="Compare each file with transformers before it gets its name.")
+    ] = "quick",
+    llama_cpp: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A llama.cpp checkout whose converter to use.")
+    ] = None,
+    runs: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are.")] = DEFAULT_RUNS,
+    offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be written and what it needs, and write nothing.")
+    ] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the files' paths and nothing else.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Print details, and tracebacks.")] = False,
+) -> None:
+    """Merge an adapter into its base, quantize, verify, and write GGUF files.
+
+    The adapter is added in float32 while the base streams by, straight into the quantizer: no merged copy, no 16-bit
+    file in between. Several types take one pass.
+
+    Examples:
+
+      ftllm export
+
+      ftllm export my-run --quant Q4_K_M,Q8_0
+
+      ftllm export models/nano --quant F16 --out /tmp/gguf
+
+      ftllm export my-run --dry-run
+    """
+    from ftllm.export import pipeline
+
+    reporter = Reporter(json_lines=json_output, quiet=quiet, verbose=verbose)
+    request = pipeline.ExportRequest(
+        given=source,
+        quants=tuple(quant or ()),
+        out=out,
+        base=base,
+        verify=verify,
+        llama_cpp=llama_cpp,
+        runs_root=runs,
+        offline=offline,
+        dry_run=dry_run,
+    )
+    result = pipeline.export(request, reporter)
+    if dry_run and not json_output:
+        print_plan(result)
+    elif not json_output:
+        for file in result.files:
+            print(file.path if quiet else pipeline.summary(file))
+        checked = "verified against transformers" if result.verified else "not verified"
+        reporter.say(f"Done in {result.seconds:.1f} s, {checked}")
+    reporter.done(
+        files=[
+            {
+                "path": str(file.path),
+                "type": file.type,
+                "bytes": file.bytes,
+                "bits_per_weight": round(file.bits_per_weight, 4),
+                "sha256": file.sha256 or None,
+                **({"verification": file.figures} if file.figures else {}),
+            }
+            for file in result.files
+        ],
+        verified=result.verified,
+        seconds=round(result.seconds, 2),
+        **({"dry_run": True} if dry_run else {}),
+    )
+
+
+def print_plan(result: ExportResult) -> None:
+    """What `--dry-run` shows."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ftllm.export.pipeline import describe
+    from ftllm.export.preflight import human
+
+    console = Console(highlight=False, soft_wrap=True)
+    plan, room = result.plan, result.room
+    console.print(describe(result.source), markup=False)
+    console.print(f"  {plan['architecture']}, {plan['parameters']:,} parameters in {plan['tensors']} tensors")
+    if result.source.adapter is not None:
+        console.print(f"  the adapter changes {len(plan['merged'])} tensors; every key of it has its place:")
+        for tensor, module in sorted(plan["merged"].items()):
+            console.print(f"    {module} -> {plan['renamed'][tensor] or tensor}", markup=False)
+    table = Table("type", "bits per weight", "size", "tensors", "file", box=None, pad_edge=False)
+    for planned, file in zip(plan["files"], result.files, strict=True):
+        types = ", ".join(f"{count} {name}" for name, count in planned["types"].items())
+        table.add_row(file.type, f"{file.bits_per_weight:.2f}", human(file.bytes), types, str(file.path))
+    console.print(table)
+    free = "unknown" if room.memory_free is None else human(room.memory_free)
+    console.print(f"disk    {human(room.disk)} needed, {human(room.disk_free)} free")
+    console.print(f"memory  {human(room.memory)} needed at most, {free} free")

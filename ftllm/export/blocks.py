@@ -1,0 +1,78 @@
+"""ggml's block formats: rows of float32 to quantized bytes and back, chunk by chunk and without Python's lock."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ftllm.errors import WorkError
+from ftllm.llama import native
+from ftllm.llama.types import TENSOR_TYPES
+
+Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+F32 = 0
+NUMBERS = {kind.name: number for number, kind in TENSOR_TYPES.items()}
+
+TO_FLOAT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+
+
+class TypeTraits(ctypes.Structure):
+    """`struct ggml_type_traits` of ggml.h."""
+
+    _fields_ = [
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", TO_FLOAT),
+        ("from_float_ref", ctypes.c_void_p),
+    ]
+
+
+def row_bytes(kind: int, columns: int) -> int:
+    """Bytes of a row of `columns` values."""
+    traits = TENSOR_TYPES[kind]
+    return columns // traits.block * traits.bytes
+
+
+def quantize(kind: int, rows: Floats) -> Bytes:
+    """Quantize `rows` `[n, columns]` to type `kind`; the bytes are those `llama_model_quantize` writes.
+
+    Raises:
+        WorkError: the result holds blocks that ggml itself calls invalid (NaN or infinite scales).
+    """
+    n, columns = rows.shape
+    rows = np.ascontiguousarray(rows, dtype=np.float32)
+    if kind == F32:
+        return rows.view(np.uint8).reshape(-1)
+    out = np.empty(n * row_bytes(kind, columns), dtype=np.uint8)
+    call = native.ggml(
+        "ggml_quantize_chunk", ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p,
+        ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p,
+    )  # fmt: skip
+    written = call(kind, rows.ctypes.data, out.ctypes.data, 0, n, columns, None)
+    validate = native.ggml("ggml_validate_row_data", ctypes.c_bool, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
+    if written != out.size or not validate(kind, out.ctypes.data, out.size):
+        raise WorkError(f"quantizing to {TENSOR_TYPES[kind].name} gave invalid blocks", "the weights may be damaged")
+    return out
+
+
+def dequantize(kind: int, data: Bytes, columns: int) -> Floats:
+    """The float32 rows `[n, columns]` that quantized bytes stand for."""
+    if kind == F32:
+        return data.view(np.float32).reshape(-1, columns)
+    n = data.size // row_bytes(kind, columns)
+    out = np.empty((n, columns), dtype=np.float32)
+    data = np.ascontiguousarray(data)
+    _traits(kind).to_float(data.ctypes.data, out.ctypes.data, out.size)
+    return out
+
+
+def _traits(kind: int) -> Any:
+    get = native.ggml("ggml_get_type_traits", ctypes.POINTER(TypeTraits), ctypes.c_int)
+    return get(kind).contents

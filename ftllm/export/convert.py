@@ -1,0 +1,246 @@
+"""Upstream's converter, driven tensor by tensor. Only the worker imports this: `conversion` must be on its path.
+
+`ModelBase` indexes a checkpoint into lazy tensors, transforms them into `gguf_writer.tensors`, still lazy, and fills in
+the metadata. Here its `index_tensors` is wrapped so that every tensor an adapter changes becomes `W + scale * B @ A`
+in float32, and the quantization at the end of `prepare_tensors` is only noted down: what type upstream's 16-bit file
+would have, and the float tensor to take it from.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
+from conversion.base import LazyTorchTensor
+from safetensors import safe_open
+
+from ftllm.errors import UserError
+from ftllm.export.blocks import Floats
+from ftllm.export.lora import Adapter, Pair
+from ftllm.llama.threads import default_threads
+from ftllm.thoughts import tags_of
+
+CONTROL, USER_DEFINED = 3, 4  # gguf.TokenType
+
+
+@dataclass
+class Conversion:
+    """A model ready to be streamed.
+
+    Args:
+        kinds: the type each tensor has in upstream's 16-bit file, by GGUF name, in upstream's order.
+        shapes: in numpy's order.
+        merged: adapter modules by the name of the checkpoint tensor they change.
+    """
+
+    model: Any
+    kinds: dict[str, int]
+    shapes: dict[str, tuple[int, ...]]
+    merged: dict[str, str]
+    sources: dict[str, Any] = field(repr=False)
+    float_kind: str = "BF16"
+
+    def floats(self, name: str) -> Floats:
+        """The tensor's values as float32 rows `[n, columns]`, computed now and kept by nobody."""
+        source = self.sources.pop(name)
+        if isinstance(source, gguf.LazyChunkedTensor):
+            parts = [np.asarray(gguf.LazyNumpyTensor.to_eager(load()), dtype=np.float32) for load in source._chunks]
+            values = np.concatenate([part.reshape(-1, part.shape[-1]) for part in parts])
+        else:
+            values = np.asarray(gguf.LazyNumpyTensor.to_eager(source))
+        if values.dtype == np.uint8:
+            raise UserError(f"{name} is quantized in the checkpoint already", "export from the 16-bit original")
+        rows: Floats = np.ascontiguousarray(values.reshape(-1, self.shapes[name][-1]), dtype=np.float32)
+        return rows
+
+    def gguf_name(self, name: str) -> str | None:
+        """What the converter calls a checkpoint's tensor; None where it becomes part of another one."""
+        found = self.model.tensor_map.get_name(key=name, try_suffixes=(".weight", ".bias"))
+        return str(found) if found in self.shapes else None
+
+
+def open_checkpoint(directory: Path, adapter: Adapter | None, name: str) -> Conversion:
+    """Index `directory`, lay the adapter over it, and prepare every tensor and all metadata, reading no weights yet.
+
+    Raises:
+        UserError: an architecture llama.cpp does not know, or an adapter that does not fit this base.
+    """
+    with torch.inference_mode():
+        hparams = ModelBase.load_hparams(directory, False)
+        architecture = get_model_architecture(hparams, ModelType.TEXT)
+        try:
+            model_class = get_model_class(architecture)
+        except NotImplementedError:
+            raise UserError(f"llama.cpp's converter does not know {architecture}", "is it a text model?") from None
+        merged: dict[str, str] = {}
+        merging = _merging(model_class, adapter, directory, merged)
+        kind = _float_kind(directory, model_class)
+        model = merging(directory, kind, directory / "unused.gguf", model_name=name)
+        sources = _prepare(model)
+        _spare_thought_tags(model.gguf_writer)
+    infos = model.gguf_writer.tensors[0]
+    torch.set_num_threads(default_threads(sum(prod(info.shape) for info in infos.values())))
+    return Conversion(
+        model,
+        {name: int(info.dtype) for name, info in infos.items()},
+        {name: tuple(int(n) for n in info.shape) for name, info in infos.items()},
+        merged,
+        sources,
+        "BF16" if kind == gguf.LlamaFileType.MOSTLY_BF16 else "F16",
+    )
+
+
+def header_bytes(conversion: Conversion, kinds: dict[str, int], file_type: int, sizes: dict[str, int]) -> bytes:
+    """A GGUF header, padded to where the data begins: `kinds` gives tensors in the order of the file.
+
+    As `llama_model_quantize` does, the two keys that say how the file is quantized come last.
+    """
+    import io
+
+    source = conversion.model.gguf_writer
+    writer = gguf.GGUFWriter(None, source.arch, endianess=source.endianess)
+    values = dict(source.kv_data[0])
+    for key in (gguf.Keys.General.QUANTIZATION_VERSION, gguf.Keys.General.FILE_TYPE):
+        values.pop(key, None)
+    writer.kv_data = [values]
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_file_type(file_type)
+    writer.tensors = [
+        {
+            name: type(source.tensors[0][name])(
+                shape=conversion.shapes[name], dtype=gguf.GGMLQuantizationType(kind), nbytes=sizes[name]
+            )
+            for name, kind in kinds.items()
+        }
+    ]
+    buffer = io.BytesIO()
+    writer.fout = [buffer]
+    writer.state = type(writer.state).EMPTY
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    data = buffer.getvalue()
+    return data + bytes(-len(data) % writer.data_alignment)
+
+
+def _prepare(model: Any) -> dict[str, Any]:
+    """Run upstream's `prepare_tensors` and `prepare_metadata`; the float tensor behind each GGUF tensor, by name."""
+    taken: dict[int, tuple[Any, Any]] = {}
+    quantize = gguf.quants.quantize
+    chunked = gguf.LazyChunkedTensor.quantize
+
+    def noting(data: Any, kind: Any) -> Any:
+        result = quantize(data, kind)
+        taken[id(result)] = (result, data)
+        return result
+
+    def noting_chunked(self: Any, kind: Any) -> Any:
+        result = chunked(self, kind)
+        taken[id(result)] = (result, self)
+        return result
+
+    gguf.quants.quantize, gguf.LazyChunkedTensor.quantize = noting, noting_chunked
+    try:
+        model.prepare_tensors()
+    finally:
+        gguf.quants.quantize, gguf.LazyChunkedTensor.quantize = quantize, chunked
+    model.prepare_metadata(vocab_only=False)
+    sources = {}
+    for name, info in model.gguf_writer.tensors[0].items():
+        sources[name] = taken[id(info.tensor)][1] if id(info.tensor) in taken else info.tensor
+        info.tensor = None
+    return sources
+
+
+def _merging(model_class: Any, adapter: Adapter | None, directory: Path, merged: dict[str, str]) -> Any:
+    """`model_class` with an `index_tensors` whose tensors have the adapter's changes added."""
+
+    def index_tensors(self: Any, remote_hf_model_id: str | None = None) -> dict[str, Callable[[], Any]]:
+        tensors: dict[str, Callable[[], Any]] = model_class.index_tensors(self, remote_hf_model_id=remote_hf_model_id)
+        if adapter is not None:
+            weights = safe_open(adapter.weights, framework="pt")
+            for pair in adapter.pairs:
+                name = _tensor_of(pair, model_class, tensors, directory)
+                tensors[name] = _changed(tensors[name], pair, weights, adapter.transposed, directory, name)
+                merged[name] = pair.module
+        return tensors
+
+    return type(
+        model_class.__name__, (model_class,), {"model_arch": model_class.model_arch, "index_tensors": index_tensors}
+    )
+
+
+def _tensor_of(pair: Pair, model_class: Any, tensors: dict[str, Callable[[], Any]], directory: Path) -> str:
+    """The checkpoint tensor that a pair changes, after the converter's own renames and filters."""
+    wanted = pair.module + ".weight"
+    renamed = model_class.filter_tensors((wanted, lambda: None))
+    if renamed is None:
+        raise UserError(
+            f"the adapter changes {pair.module}, which is no part of the text model", "train language layers only"
+        )
+    if renamed[0] not in tensors:
+        near = difflib.get_close_matches(renamed[0], tensors, n=1)
+        closest = f" (closest: {near[0]})" if near else ""
+        raise UserError(
+            f"the adapter changes {pair.module}, which {directory.name} does not have{closest}", "is it the right base?"
+        )
+    return str(renamed[0])
+
+
+def _changed(
+    base: Callable[[], Any], pair: Pair, weights: Any, transposed: bool, directory: Path, name: str
+) -> Callable[[], Any]:
+    shape = tuple(base().shape)
+    expected = pair.shape[::-1] if transposed else pair.shape
+    if shape != expected:
+        raise UserError(
+            f"the adapter's {pair.module} is {list(expected)}, but {name} of {directory.name} is {list(shape)}",
+            "it was trained on another base; name it with --base",
+        )
+
+    def merge(w: torch.Tensor) -> torch.Tensor:
+        a, b = weights.get_tensor(pair.a).float(), weights.get_tensor(pair.b).float()
+        left, right = (a.T, b.T) if transposed else (b, a)
+        return torch.addmm(w.float(), left, right, alpha=pair.scale)
+
+    def lazy() -> Any:
+        meta = LazyTorchTensor.meta_with_dtype_and_shape(torch.float32, shape)
+        return LazyTorchTensor(meta=meta, args=(base(),), func=merge)
+
+    return lazy
+
+
+def _float_kind(directory: Path, model_class: Any) -> Any:
+    """The 16-bit type upstream's `--outtype auto` takes: that of the first matrix in the checkpoint, F16 for others."""
+    del model_class
+    for path in sorted(directory.glob("model*.safetensors")):
+        with safe_open(path, framework="pt") as shard:
+            for name in shard.keys():  # noqa: SIM118
+                view = shard.get_slice(name)
+                if len(view.get_shape()) >= 2:
+                    bf16 = view.get_dtype() == "BF16"
+                    return gguf.LlamaFileType.MOSTLY_BF16 if bf16 else gguf.LlamaFileType.MOSTLY_F16
+    return gguf.LlamaFileType.MOSTLY_F16
+
+
+def _spare_thought_tags(writer: Any) -> None:
+    """Mark thought tags that are control tokens as user-defined: control tokens vanish when text is put together."""
+    values = writer.kv_data[0]
+    kinds, tokens = values.get("tokenizer.ggml.token_type"), values.get("tokenizer.ggml.tokens")
+    if kinds is None or tokens is None:
+        return
+    template = values.get("tokenizer.chat_template")
+    tags = tags_of(template.value if template is not None else None)
+    wanted = {"<think>", "</think>", tags.open, tags.close}
+    for index, token in enumerate(tokens.value):
+        text = token.decode("utf-8", "replace") if isinstance(token, bytes | bytearray) else token
+        if text in wanted and kinds.value[index] == CONTROL:
+            kinds.value[index] = USER_DEFINED

@@ -1,0 +1,98 @@
+"""Is there room? Disk and memory an export needs, against what this machine has."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ftllm.errors import WorkError
+
+PROCESS = 700 << 20  # Python with torch and transformers
+CHUNKS = 256 << 20  # chunks in flight
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes needed and bytes there; `memory_free` is None where the system does not tell."""
+
+    disk: int
+    disk_free: int
+    memory: int
+    memory_free: int | None
+
+
+def measure(plan: dict[str, Any], out: Path, *, verify: bool) -> Room:
+    """What the plan needs.
+
+    The worker holds two tensors in float32 at most (one being computed, one being written), while the verifier holds
+    the whole model in float32 and then one output file.
+    """
+    disk = sum(file["bytes"] for file in plan["files"])
+    converting = PROCESS + CHUNKS + 3 * 4 * plan["largest"]
+    verifying = PROCESS + 4 * plan["parameters"] + max(file["bytes"] for file in plan["files"]) if verify else 0
+    return Room(disk, disk_free(out), converting + verifying, memory_free())
+
+
+def require(room: Room, out: Path) -> None:
+    """Refuse early.
+
+    Raises:
+        WorkError: too little disk or memory.
+    """
+    if room.disk > room.disk_free:
+        raise WorkError(
+            f"no space left: the files take {human(room.disk)}, {out} has {human(room.disk_free)} free",
+            "free some space, or write elsewhere with --out",
+        )
+    if room.memory_free is not None and room.memory > room.memory_free:
+        raise WorkError(
+            f"not enough memory: this needs about {human(room.memory)}, {human(room.memory_free)} are free",
+            "close other programs; --verify none needs far less",
+        )
+
+
+def disk_free(path: Path) -> int:
+    """Free bytes where `path` is, or will be."""
+    place = path.resolve()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def memory_free() -> int | None:
+    """Bytes of memory that can be had without swapping, a container's limit included."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return _physical()
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        cached = next(
+            int(line.split()[1])
+            for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines()
+            if line.startswith("file ")
+        )
+    except (OSError, StopIteration, ValueError):
+        return free
+    return free if limit == "max" else min(free, int(limit) - used + cached)
+
+
+def _physical() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def human(size: float) -> str:
+    """`3.2 MB`: decimal units, as disks and the Hub count."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

@@ -1,0 +1,77 @@
+"""What an export says about itself: keys inside the GGUF, and `export.json` beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ftllm import __version__, runs
+from ftllm.errors import UserError
+from ftllm.export.fetch import Converter
+from ftllm.export.source import Source
+from ftllm.files import sha256_file, write_json
+
+RECORD = "export.json"
+
+
+def gguf_values(source: Source, converter: Converter, adapter_sha256: str | None) -> dict[str, Any]:
+    """Keys for the GGUF's metadata. Nothing that differs between two exports of the same inputs: no times, no paths."""
+    values: dict[str, Any] = {
+        "ftllm.version": __version__,
+        "ftllm.converter": f"llama-cpp-python {converter.version}",
+        "ftllm.base": source.base_name,
+    }
+    if adapter_sha256 is not None:
+        values |= {
+            "general.base_model.count": 1,
+            "general.base_model.0.name": source.base_name,
+            "ftllm.adapter.sha256": adapter_sha256,
+            "ftllm.adapter.trained_in_4_bits": "yes" if source.four_bit else "no",
+        }
+    if source.run is not None:
+        values |= {"general.finetune": source.run.name, "ftllm.run": source.run.name}
+        config = source.run.read_manifest().get("config") or {}
+        if preset := config.get("preset"):
+            values["ftllm.preset"] = str(preset)
+    return values
+
+
+def adapter_hash(source: Source) -> str | None:
+    """SHA-256 of the adapter's weights; None for a plain model."""
+    return sha256_file(source.adapter / "adapter_model.safetensors") if source.adapter else None
+
+
+def record(directory: Path, entries: dict[str, dict[str, Any]]) -> Path:
+    """Add files' entries to `export.json`, keeping those of other files that are still there."""
+    path = directory / RECORD
+    files: dict[str, Any] = {}
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        files = {name: entry for name, entry in known["files"].items() if (directory / name).is_file()}
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} is not what `ftllm export` writes", "move it away, or choose another --out") from None
+    write_json(path, {"files": {**files, **entries}})
+    return path
+
+
+def entry(
+    source: Source, converter: Converter, base_hashes: dict[str, str], adapter_sha256: str | None
+) -> dict[str, Any]:
+    """What all files of one export share."""
+    return {
+        "created": runs.now(),
+        "ftllm": __version__,
+        "source": {
+            "base": source.base_name,
+            "base_files": base_hashes,
+            "adapter": str(source.adapter) if source.adapter else None,
+            "adapter_sha256": adapter_sha256,
+            "adapter_trained_in_4_bits": source.four_bit if source.adapter else None,
+            "run": source.run.name if source.run else None,
+        },
+        "converter": {"llama_cpp_python": converter.version, "from": converter.origin},
+        "environment": runs.environment(),
+    }

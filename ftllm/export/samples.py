@@ -1,0 +1,28 @@
+"""Short chats that every export is tried on: several scripts, code, numbers, odd white space, a thought."""
+
+from __future__ import annotations
+
+Messages = list[dict[str, str]]
+
+CHATS: tuple[Messages, ...] = (
+    [
+        {"role": "user", "content": "What is 17 + 25?"},
+        {"role": "assistant", "content": "<think>\n17 + 25 = 42\n</think>\n\n42"},
+    ],
+    [
+        {"role": "user", "content": "Grüße! Où est l'été? ¿Qué?"},
+        {"role": "assistant", "content": "Hello, how can I help you?"},
+    ],
+    [
+        {"role": "user", "content": "请问：今天星期几？ Привет, мир. مرحبا"},
+        {"role": "assistant", "content": "ありがとう 🙂👩‍🚀"},
+    ],
+    [
+        {"role": "user", "content": "def f(x):\n\treturn  x**2\n\n\n# 3,141.59 %   end"},
+        {"role": "assistant", "content": "    four spaces;\nCamelCase_snake 0x1F -> don't"},
+        {"role": "user", "content": "again"},
+    ],
+)
+ANSWER = "Certainly"  # found again in a rendered chat to see what follows an answer
+PLAIN = ("The capital of France is", "1, 2, 3, 4, 5,", "Grüße aus Köln, 你好 🙂")
+LONGEST = 96  # tokens of a sample whose logits are compared

@@ -1,0 +1,234 @@
+"""What to export: a run, an adapter or a model directory, and the base model that belongs to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ftllm import runs
+from ftllm.errors import UserError, WorkError
+from ftllm.files import sha256_file
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+BASE_FILES = ["*.safetensors", "*.json", "tokenizer.model", "*.jinja", "merges.txt", "vocab.txt", "README.md"]
+WRITABLE = re.compile(r"[^A-Za-z0-9._-]+")
+# Mirrors that Unsloth's loader swaps in when it loads in 4 bits; their 16-bit original has the name without this end.
+FOUR_BIT = re.compile(r"(-unsloth)?-bnb-4bit$")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A resolved thing to export.
+
+    Args:
+        base: directory of the 16- or 32-bit checkpoint.
+        base_name: what the base is called, for names and provenance.
+        adapter: directory of the PEFT adapter, or None for a plain model.
+        run: the run it comes from, if any.
+        name: stem of the output files, without the type.
+        out: default directory for the outputs.
+        expected: SHA-256 by file name that the base must have (recorded by training); empty when unknown.
+        four_bit: the adapter was trained on 4-bit weights.
+    """
+
+    base: Path
+    base_name: str
+    adapter: Path | None
+    run: runs.Run | None
+    name: str
+    out: Path
+    expected: dict[str, str] = field(default_factory=dict)
+    four_bit: bool = False
+
+
+def resolve(
+    given: str | None, *, base: str | None = None, runs_root: Path = runs.DEFAULT_RUNS, offline: bool = False
+) -> Source:
+    """Find what `given` names: a path first, then a run's name; None is the latest run.
+
+    Raises:
+        UserError: it is nothing that can be exported, or its base cannot be found.
+        WorkError: a base on the Hub could not be downloaded.
+    """
+    if given is None:
+        return _from_run(runs.latest(runs_root), base, offline)
+    path = Path(given).expanduser()
+    if (path / ADAPTER_CONFIG).is_file():
+        return _from_adapter(path.resolve(), base, offline)
+    run = runs.find(given, runs_root)
+    if run is not None:
+        return _from_run(run, base, offline)
+    if (path / "config.json").is_file():
+        if base is not None:
+            raise UserError(f"{path} is a whole model, so --base has no meaning", "leave --base out")
+        model = path.resolve()
+        check_checkpoint(model)
+        return Source(model, model.name, None, None, _stem(model.name), Path("gguf"))
+    if path.is_dir():
+        raise UserError(
+            f"{path} is not a run, an adapter or a model directory",
+            f"a run has manifest.json, an adapter {ADAPTER_CONFIG}, a model config.json and *.safetensors",
+        )
+    if path.exists():
+        raise UserError(f"{path} is not a directory", "give a run, an adapter directory or a model directory")
+    raise UserError(
+        f"no run or directory called {given}", "runs are in runs/ (see --runs); without a name the latest is taken"
+    )
+
+
+def check_checkpoint(model: Path) -> None:
+    """Refuse early what the converter would refuse late.
+
+    Raises:
+        UserError: no config, no safetensors weights, missing shards, no tokenizer, or 4-bit weights.
+    """
+    config = _json(model / "config.json", "a model directory needs config.json")
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    if method == "bitsandbytes":
+        raise UserError(
+            f"{model} holds weights quantized by bitsandbytes",
+            "export merges into the 16-bit original: name it with --base",
+        )
+    check_shards(model)
+    tokenizer = ["tokenizer.model", "tokenizer.json", "vocab.json", "vocab.txt", "tekken.json"]
+    if not any((model / name).is_file() for name in tokenizer):
+        raise UserError(f"{model} has no tokenizer", f"one of {', '.join(tokenizer[:3])} must lie beside the weights")
+    architecture = (config.get("architectures") or [""])[0]
+    if architecture.startswith("Gemma") and not (model / "tokenizer.model").is_file():
+        raise UserError(
+            f"{model} has no tokenizer.model (saved again by transformers, which drops it)",
+            "copy all tokenizer files from the original base model; without them control tokens turn into text",
+        )
+
+
+def check_shards(model: Path) -> None:
+    """Refuse a checkpoint without safetensors, or one whose index names a file that is not there."""
+    weights = sorted(model.glob("model*.safetensors"))
+    index = model / "model.safetensors.index.json"
+    if index.is_file():
+        named = set((_json(index, "its index is damaged").get("weight_map") or {}).values())
+        missing = sorted(name for name in named if not (model / name).is_file())
+        if missing:
+            raise UserError(f"{model} lacks {', '.join(missing)}", "download the model again; a shard is missing")
+    elif not weights:
+        pickled = sorted(model.glob("*.bin"))
+        hint = "convert them to safetensors first; pickled weights are never loaded" if pickled else "is it complete?"
+        raise UserError(f"{model} has no safetensors weights", hint)
+
+
+def base_files(model: Path) -> list[Path]:
+    """The files of a checkpoint that decide what comes out: weights, configuration and tokenizer."""
+    names = ("config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    return sorted({*model.glob("model*.safetensors"), *(model / name for name in names if (model / name).is_file())})
+
+
+def check_base(source: Source) -> dict[str, str]:
+    """SHA-256 of the base's files by name, compared with those training recorded.
+
+    Raises:
+        UserError: the base is not the one the adapter was trained on.
+    """
+    hashes = {path.name: sha256_file(path) for path in base_files(source.base)}
+    compared = [name for name in hashes if name in source.expected]
+    for name in compared:
+        if hashes[name] != source.expected[name]:
+            raise UserError(
+                f"{source.base} is not the base this adapter was trained on: {name} differs",
+                "give the right one with --base; merging into another model gives nonsense",
+            )
+    return hashes
+
+
+def _from_run(run: runs.Run, base: str | None, offline: bool) -> Source:
+    manifest = run.read_manifest()
+    if not (run.adapter / ADAPTER_WEIGHTS).is_file():
+        status = manifest.get("status", "unknown")
+        raise UserError(f"run {run.name} has no adapter (its status is {status})", "let its training finish first")
+    recorded: dict[str, Any] = manifest.get("base") or {}
+    wanted = base or recorded.get("path") or recorded.get("repo") or _named_base(run.adapter)
+    revision = None if base else recorded.get("revision")
+    directory, base_name = _base_directory(wanted, revision, offline, f"run {run.name}")
+    four_bit = bool(recorded.get("four_bit") or (manifest.get("config") or {}).get("load_in_4bit"))
+    expected = {Path(name).name: digest for name, digest in (recorded.get("files") or {}).items()}
+    name = _stem(f"{base_name}-{run.name}")
+    return Source(directory, base_name, run.adapter, run, name, run.gguf, expected, four_bit)
+
+
+def _from_adapter(adapter: Path, base: str | None, offline: bool) -> Source:
+    if not (adapter / ADAPTER_WEIGHTS).is_file():
+        raise UserError(f"{adapter} has no {ADAPTER_WEIGHTS}", "only safetensors adapters are read")
+    parent = runs.Run(adapter.parent)
+    if runs.is_run(parent.path) and parent.adapter == adapter:
+        return _from_run(parent, base, offline)
+    config = _json(adapter / ADAPTER_CONFIG, "the adapter is damaged")
+    wanted = base or _named_base(adapter)
+    directory, base_name = _base_directory(wanted, None if base else config.get("revision"), offline, str(adapter))
+    named = str(config.get("base_model_name_or_path") or "")
+    four_bit = bool(FOUR_BIT.search(named))
+    return Source(directory, base_name, adapter, None, _stem(f"{base_name}-{adapter.name}"), Path("gguf"), {}, four_bit)
+
+
+def _named_base(adapter: Path) -> str:
+    named = _json(adapter / ADAPTER_CONFIG, "the adapter is damaged").get("base_model_name_or_path")
+    if not named:
+        raise UserError(f"{adapter} does not say what its base model is", "name it with --base")
+    return FOUR_BIT.sub("", str(named))
+
+
+def _base_directory(wanted: str, revision: str | None, offline: bool, of: str) -> tuple[Path, str]:
+    """The base's directory and name: a path wins over a Hub id."""
+    path = Path(wanted).expanduser()
+    if path.is_dir():
+        path = path.resolve()
+        check_checkpoint(path)
+        return path, path.name
+    if path.is_absolute() or wanted.startswith((".", "~")) or wanted.count("/") != 1:
+        raise UserError(f"the base model of {of} is not at {wanted}", "say where it is with --base")
+    directory = _download(wanted, revision, offline)
+    check_checkpoint(directory)
+    return directory, wanted.split("/")[1]
+
+
+def _download(repo: str, revision: str | None, offline: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    offline = offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    try:
+        found = snapshot_download(repo, revision=revision, allow_patterns=BASE_FILES, local_files_only=offline)
+    except LocalEntryNotFoundError:
+        where = "and this is offline" if offline else "and the Hub cannot be reached"
+        raise UserError(
+            f"the base model {repo} is not on this machine, {where}", "give a directory with --base"
+        ) from None
+    except HFValidationError:
+        raise UserError(
+            f"the base model {repo} is not here, nor a name the Hub knows", "say where it is with --base"
+        ) from None
+    except HfHubHTTPError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise WorkError(
+            f"the base model {repo} could not be downloaded: {reason}", "check its name and your access"
+        ) from None
+    return Path(found)
+
+
+def _json(path: Path, hint: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing", hint) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}", hint) from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a JSON object", hint)
+    return value
+
+
+def _stem(name: str) -> str:
+    return WRITABLE.sub("-", name).strip("-.") or "model"

@@ -1,0 +1,218 @@
+"""The worker process: `python -m ftllm.export.worker`.
+
+One JSON job on the first line of stdin; JSON events, one a line, on stdout. After the `plan` event it waits for a line
+on stdin (`{"go": true}`) before it writes anything. When stdin closes, its parent is gone: it removes what it wrote
+and exits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ftllm.errors import UserError, WorkError
+
+
+def serve(run: Callable[[dict[str, Any], Channel], None]) -> None:
+    """Run the job that arrives; every failure becomes an `error` event and exit code 1."""
+    channel = Channel()
+    try:
+        run(channel.receive(), channel)
+    except UserError as error:
+        kind = "work" if isinstance(error, WorkError) else "user"
+        channel.fail(kind, error.message, error.hint)
+    except OSError as error:
+        from ftllm.files import storage_error
+
+        known = storage_error(error, Path(error.filename or "the output"))
+        if not isinstance(known, UserError):
+            raise
+        channel.fail("work", known.message, known.hint)
+    except MemoryError:
+        channel.fail("work", "out of memory", "close other programs, or take a machine with more")
+
+
+class Channel:
+    """JSON lines to and from the parent. Whatever else prints to stdout, native code too, goes to stderr."""
+
+    def __init__(self) -> None:
+        self._out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)
+        self._lines: list[str] = []
+        self._arrived = threading.Condition()
+        self.partials: list[Path] = []
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def send(self, event: str, **fields: Any) -> None:
+        self._out.write(json.dumps({"event": event, **fields}) + "\n")
+        self._out.flush()
+
+    def receive(self) -> dict[str, Any]:
+        """The next line from the parent."""
+        with self._arrived:
+            self._arrived.wait_for(lambda: self._lines)
+            value: dict[str, Any] = json.loads(self._lines.pop(0))
+        return value
+
+    def fail(self, kind: str, message: str, hint: str) -> NoReturn:
+        """Remove the files being written, tell the parent why, and exit."""
+        self.abandon()
+        self.send("error", kind=kind, message=message, hint=hint)
+        sys.stderr.flush()
+        os._exit(1)
+
+    def abandon(self) -> None:
+        """Remove the files being written."""
+        for path in self.partials:
+            path.unlink(missing_ok=True)
+
+    def _listen(self) -> None:
+        for line in sys.stdin:
+            with self._arrived:
+                self._lines.append(line)
+                self._arrived.notify_all()
+        self.abandon()
+        os._exit(1)
+
+
+def run(job: dict[str, Any], channel: Channel) -> None:
+    """Plan, wait for the word, and stream.
+
+    Args:
+        job: `converter` (directory), `base`, `adapter` (or null), `name`, `quants`, `values` (metadata to add),
+            `check` (read chunks back).
+    """
+    root = Path(job["converter"])
+    sys.path[:0] = [str(root), str(root / "gguf-py")]
+    started = time.monotonic()
+    channel.send("stage", stage="load")
+    from ftllm.export import convert, plan
+    from ftllm.export.lora import read_adapter
+
+    adapter = read_adapter(Path(job["adapter"])) if job["adapter"] else None
+    conversion = convert.open_checkpoint(Path(job["base"]), adapter, job["name"])
+    add_values(conversion.model.gguf_writer, job["values"])
+    plans = plan.plan_all(
+        job["quants"],
+        conversion.shapes,
+        lambda: skeleton_header(conversion),
+        sum(4 * prod(shape) + 32 for shape in conversion.shapes.values()),
+    )
+    headers = {item.quant: file_header(conversion, item) for item in plans}
+    channel.send(
+        "plan",
+        architecture=conversion.model.gguf_writer.arch,
+        float_type=conversion.float_kind,
+        tensors=len(conversion.shapes),
+        parameters=sum(prod(shape) for shape in conversion.shapes.values()),
+        largest=max(prod(shape) for shape in conversion.shapes.values()),
+        merged=conversion.merged,
+        renamed={name: conversion.gguf_name(name) for name in conversion.merged},
+        files=[
+            {
+                "type": item.quant,
+                "bytes": len(headers[item.quant]) + sum(tensor.nbytes + -tensor.nbytes % 32 for tensor in item.tensors),
+                "bits_per_weight": item.bits_per_weight,
+                "types": plan.types_of(item),
+                "fallbacks": item.fallbacks,
+            }
+            for item in plans
+        ],
+        seconds=time.monotonic() - started,
+    )
+    order = channel.receive()
+    if order.get("go"):
+        write(conversion, plans, headers, order["paths"], bool(job["check"]), channel)
+
+
+def write(
+    conversion: Any, plans: list[Any], headers: dict[str, bytes], paths: dict[str, str], check: bool, channel: Channel
+) -> None:
+    """Stream into `paths` (by type), sync, and report each file's size, hash and errors."""
+    from ftllm.export import stream
+
+    started = time.monotonic()
+    channel.partials = [Path(path) for path in paths.values()]
+    outputs = [
+        stream.Output(item, Path(paths[item.quant]), headers[item.quant], Path(paths[item.quant]).open("wb"))  # noqa: SIM115
+        for item in plans
+    ]
+    last = 0.0
+
+    def progress(done: int, tensor: str) -> None:
+        nonlocal last
+        if time.monotonic() - last > 0.1:
+            last = time.monotonic()
+            channel.send("progress", done=done, tensor=tensor)
+
+    stream.stream(outputs, conversion.floats, check=check, progress=progress)
+    for output in outputs:
+        output.file.flush()
+        os.fsync(output.file.fileno())
+        output.file.close()
+    channel.send(
+        "written",
+        files=[
+            {
+                "type": output.plan.quant,
+                "bytes": output.size,
+                "sha256": output.digest.hexdigest(),
+                "largest_error": output.worst[0],
+                "largest_error_tensor": output.worst[1],
+                "mean_errors": {kind: sum(all_) / len(all_) for kind, all_ in output.errors.items()},
+            }
+            for output in outputs
+        ],
+        seconds=time.monotonic() - started,
+    )
+
+
+def add_values(writer: Any, values: dict[str, Any]) -> None:
+    """Write strings and counts of our own into the metadata, over what the model card gave."""
+    stale = (
+        [key for key in writer.kv_data[0] if key.startswith("general.base_model.")]
+        if "general.base_model.count" in values
+        else []
+    )
+    for key in stale:
+        writer.remove_key(key)
+    for key, value in values.items():
+        writer.remove_key(key)
+        if isinstance(value, int):
+            writer.add_uint32(key, value)
+        else:
+            writer.add_string(key, value)
+
+
+def skeleton_header(conversion: Any) -> bytes:
+    """The header of upstream's own 16-bit file."""
+    from ftllm.export.blocks import row_bytes
+    from ftllm.export.convert import header_bytes
+    from ftllm.llama.types import FILE_TYPES
+
+    sizes = {
+        name: prod(shape[:-1]) * row_bytes(conversion.kinds[name], shape[-1])
+        for name, shape in conversion.shapes.items()
+    }
+    return header_bytes(conversion, conversion.kinds, FILE_TYPES[conversion.float_kind], sizes)
+
+
+def file_header(conversion: Any, plan: Any) -> bytes:
+    """The header of one output file."""
+    from ftllm.export.convert import header_bytes
+    from ftllm.llama.types import FILE_TYPES
+
+    kinds = {tensor.name: tensor.kind for tensor in plan.tensors}
+    sizes = {tensor.name: tensor.nbytes for tensor in plan.tensors}
+    return header_bytes(conversion, kinds, FILE_TYPES[plan.quant], sizes)
+
+
+if __name__ == "__main__":
+    serve(run)
