@@ -12,6 +12,7 @@ from ftllm.templates import render_template
 from ftllm.thoughts import ThoughtTags, opens_thought, tags_of
 from ftllm.vocabulary import Vocabulary
 
+Messages = Sequence[Mapping[str, str]]
 SWITCHES = ("enable_thinking", "thinking")  # Qwen3, SmolLM3, GLM ...; DeepSeek V3.1, Granite
 
 
@@ -30,11 +31,11 @@ class Prompt:
     opened: bool
 
 
-def build_prompt(messages: Sequence[Mapping[str, str]], vocabulary: Vocabulary, think: ThinkMode = "auto") -> Prompt:
+def build_prompt(messages: Messages, vocabulary: Vocabulary, think: ThinkMode = "auto") -> Prompt:
     """The prompt for the assistant's next turn.
 
-    `on` and `off` set the template's own switch where flipping it changes the prompt or the template names it; else
-    they write the beginning of the reply: the opening tag, or an empty closed thought (as Qwen3's template does).
+    `on` and `off` set the template's own switch where flipping it changes the prompt; else they write the beginning of
+    the reply: the opening tag, or an empty closed thought (as Qwen3's template does).
 
     Raises:
         UserError: the model has no chat template, or the template refuses the messages.
@@ -43,14 +44,28 @@ def build_prompt(messages: Sequence[Mapping[str, str]], vocabulary: Vocabulary, 
     if template is None:
         raise UserError("the model has no chat template, so it cannot chat", "use an instruction-tuned model's GGUF")
     tags = tags_of(template)
-    variables = {}
+    variables: dict[str, bool] = {}
     suffix = ""
+    text = _text(messages, vocabulary, template)
     if think != "auto":
-        variables = {name: think == "on" for name in SWITCHES if name in template}
-        if not variables:
+        on, off = (dict.fromkeys(SWITCHES, thinking) for thinking in (True, False))
+        texts = [_text(messages, vocabulary, template, **switched) for switched in (on, off)]
+        if texts[0] != texts[1]:
+            variables, text = (on, texts[0]) if think == "on" else (off, texts[1])
+        else:
             suffix = tags.open if think == "on" else f"{tags.open}\n\n{tags.close}\n\n"
+    if opens_thought(text, tags):
+        suffix = suffix.removeprefix(tags.open)  # the template opened it already
     ids = prompt_ids(messages, vocabulary, **variables)
-    text = render_template(
+    if suffix:
+        # As it follows the prompt: some tokenizers put a space before a text of its own.
+        before, both = vocabulary.encode(text), vocabulary.encode(text + suffix)
+        ids = [*ids, *(both[len(before) :] if both[: len(before)] == before else vocabulary.encode(suffix))]
+    return Prompt(tuple(ids), tags, opens_thought(text + suffix, tags))
+
+
+def _text(messages: Messages, vocabulary: Vocabulary, template: str, **variables: bool) -> str:
+    return render_template(
         template,
         messages,
         bos_token=vocabulary.bos_token,
@@ -58,10 +73,3 @@ def build_prompt(messages: Sequence[Mapping[str, str]], vocabulary: Vocabulary, 
         add_generation_prompt=True,
         **variables,
     )
-    if opens_thought(text, tags):
-        suffix = suffix.removeprefix(tags.open)  # the template opened it already
-    if suffix:
-        # As it follows the prompt: some tokenizers put a space before a text of its own.
-        before, both = vocabulary.encode(text), vocabulary.encode(text + suffix)
-        ids = [*ids, *(both[len(before) :] if both[: len(before)] == before else vocabulary.encode(suffix))]
-    return Prompt(tuple(ids), tags, opens_thought(text + suffix, tags))

@@ -65,24 +65,27 @@ class Worker:
         threading.Thread(target=self._read, args=(commands,), name="commands", daemon=True).start()
         with suppress(UserError):  # told when something is to be loaded
             native.api()
-        while True:
-            command = self._commands.get()
-            number = command.get("reply", 0)
-            try:
-                if command["command"] == "load":
-                    self._load(Path(command["path"]), LoadSettings(**command["settings"]))
-                else:
-                    self._generate(number, command["messages"], ReplyOptions(**command["options"]))
-            except UserError as error:
-                if not number:
-                    self._load_error = error
-                self._emit(Failed(time.monotonic(), number, error.message, error.hint, error.exit_code))
-            except Exception as error:
-                traceback.print_exc()  # into the log
-                reason = f"{type(error).__name__}: {error}"
-                self._emit(Failed(time.monotonic(), number, f"the engine failed: {reason}", "this is a bug in ftllm"))
-            finally:
-                self._controls.pop(number, None)
+        with native.log_to(lambda line: print(line, file=sys.stderr)):
+            while True:
+                self._do(self._commands.get())
+
+    def _do(self, command: dict[str, Any]) -> None:
+        number = command.get("reply", 0)
+        try:
+            if command["command"] == "load":
+                self._load(Path(command["path"]), LoadSettings(**command["settings"]))
+            else:
+                self._generate(number, command["messages"], ReplyOptions(**command["options"]))
+        except UserError as error:
+            if not number:
+                self._load_error = error
+            self._emit(Failed(time.monotonic(), number, error.message, error.hint, error.exit_code))
+        except Exception as error:
+            traceback.print_exc()  # into the log
+            reason = f"{type(error).__name__}: {error}"
+            self._emit(Failed(time.monotonic(), number, f"the engine failed: {reason}", "this is a bug in ftllm"))
+        finally:
+            self._controls.pop(number, None)
 
     def _read(self, commands: BinaryIO) -> None:
         for line in commands:

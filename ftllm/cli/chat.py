@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from ftllm.chat.options import ChatOptions, LoadSettings, ReplyOptions, ThinkMode
+from ftllm.chat.session import ChatMessage
 from ftllm.errors import UserError
 from ftllm.runs import DEFAULT_RUNS
 
@@ -19,9 +20,7 @@ INTERRUPTED = 130
 def chat(
     model: Annotated[
         str | None,
-        typer.Argument(
-            metavar="MODEL.gguf|RUN", help="A GGUF, a run, or a directory of GGUFs; else the latest run's."
-        ),
+        typer.Argument(metavar="MODEL.gguf|RUN", help="A GGUF, a run, or a directory of GGUFs; else the latest run's."),
     ] = None,
     prompt: Annotated[
         str | None, typer.Option("-p", "--prompt", help="Ask this, print the answer and exit; - reads standard input.")
@@ -116,14 +115,22 @@ def _answer(
             reply = asker.ask(choice.path, text, options, printer)
     if isinstance(reply.end, Failed):
         raise error_of(reply.end)
-    reason = reply.message.stop_reason
-    if reason == "context" and not json_output:
+    message = reply.message
+    if not json_output:
+        if verbose and message.stats:
+            print(message.stats, file=sys.stderr)
+        _warn(message, options)
+    return INTERRUPTED if message.stop_reason == "stopped" else 0
+
+
+def _warn(message: ChatMessage, options: ChatOptions) -> None:
+    """Say why a reply is not what was hoped for."""
+    if message.stop_reason == "context":
         print("warning: the context is full, the reply is cut; --ctx sets its length", file=sys.stderr)
-    if reason == "length" and not json_output:
+    elif message.stop_reason == "length":
         print(f"warning: the reply is cut after {options.reply.max_tokens} tokens (--max-tokens)", file=sys.stderr)
-    if verbose and not json_output and reply.stats:
-        print(reply.stats, file=sys.stderr)
-    return INTERRUPTED if reason == "stopped" else 0
+    elif message.stop_reason == "stop" and not message.content:
+        print("warning: the model ended its turn without an answer", file=sys.stderr)
 
 
 def _prompt(given: str | None) -> str:

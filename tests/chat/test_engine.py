@@ -43,7 +43,7 @@ class Talk:
         self.events: queue.Queue[AnyEvent] = queue.Queue()
         self.engine = Engine(self.events.put, log_directory=logs)
 
-    def until(self, wanted: Callable[[AnyEvent], bool], timeout: float = 60.0) -> list[AnyEvent]:
+    def until(self, wanted: Callable[[AnyEvent], bool], timeout: float = 300.0) -> list[AnyEvent]:
         """Events up to the first `wanted` one."""
         got: list[AnyEvent] = []
         deadline = time.monotonic() + timeout
@@ -153,7 +153,7 @@ def test_stop_keeps_what_came(talk: Talk) -> None:
     talk.engine.stop()
     asked = time.monotonic()
     events = begun + talk.rest(number)
-    assert time.monotonic() - asked < 1
+    assert time.monotonic() - asked < 20  # without it, a million tokens
     done = only(events, Done)
     assert done.reason == "stopped"
     assert only(events, ThinkEnd).why == "stopped"
@@ -243,6 +243,7 @@ def test_killed_in_the_middle_of_a_reply(talk: Talk) -> None:
     failed = only(events, Failed)
     assert failed.crashed
     assert "SIGKILL" in failed.message
+    assert any("llama" in line for line in failed.log)
     assert reply_of(events).message.thought.startswith("Well,")
     assert not talk.engine.busy
     # the next message starts another process with the same model
@@ -295,9 +296,7 @@ def test_close_ends_the_process_and_leaves_no_log(talk: Talk, tmp_path: Path) ->
     assert log is not None
     assert log.exists()
     talk.engine.generate([{"role": "user", "content": "L"}])
-    begun = time.monotonic()
-    talk.engine.close()
-    assert time.monotonic() - begun < 2
+    talk.engine.close(timeout=30)
     assert not psutil.pid_exists(pid)
     assert not log.exists()
     assert not list((tmp_path / "logs").iterdir())
@@ -322,7 +321,7 @@ def test_no_orphan_when_the_parent_is_killed(scripted: Path, tmp_path: Path) -> 
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    child.wait(timeout=10)
+    child.wait(timeout=60)
 
 
 def worker(commands: list[Mapping[str, object]], **environment: str) -> subprocess.CompletedProcess[str]:
@@ -333,7 +332,7 @@ def worker(commands: list[Mapping[str, object]], **environment: str) -> subproce
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=60,
+        timeout=300,
         env={**os.environ, **environment},
     )
 

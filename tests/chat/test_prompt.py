@@ -13,6 +13,7 @@ from ftllm.errors import UserError
 
 PLAIN = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
 SWITCHED = PLAIN + "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+NAMED = PLAIN + "{# the words enable_thinking and thinking, and no switch #}"
 OPENING = PLAIN + "<think>\n{# ends with </think> #}"
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
@@ -47,6 +48,7 @@ def text_of(ids: Sequence[int]) -> str:
         (SWITCHED, "auto", "^[user]Hi[assistant]", False),
         (SWITCHED, "on", "^[user]Hi[assistant]", False),
         (SWITCHED, "off", "^[user]Hi[assistant]<think>\n\n</think>\n\n", False),
+        (NAMED, "off", "^[user]Hi[assistant]<think>\n\n</think>\n\n", False),
         (OPENING, "auto", "^[user]Hi[assistant]<think>\n", True),
         (OPENING, "on", "^[user]Hi[assistant]<think>\n", True),
         (OPENING, "off", "^[user]Hi[assistant]<think>\n\n\n</think>\n\n", False),
