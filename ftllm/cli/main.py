@@ -44,8 +44,10 @@ class Verb:
 
 # A verb's module is imported only when that verb is asked for, so that `ftllm --help` stays quick.
 VERBS: dict[str, Verb] = {
+    "train": Verb("ftllm.cli.train:train_verb", "Train an adapter on a base model, with the burden or without."),
     "chat": Verb("ftllm.cli.chat:chat", "Talk to a model, on a screen or through a pipe."),
     "export": Verb("ftllm.cli.export:export", "Merge, quantize, verify, and write GGUF files."),
+    "doctor": Verb("ftllm.cli.doctor:doctor", "Check this machine: versions, llama.cpp, converter, room."),
     "eval": Verb("ftllm.cli.eval:eval_verb", "Measure models on graded prompts and held-out conversations."),
 }
 

@@ -25,10 +25,7 @@ from safetensors import safe_open
 from ftllm.errors import UserError
 from ftllm.export.blocks import Floats
 from ftllm.export.lora import Adapter, Pair
-from ftllm.llama.threads import default_threads
-from ftllm.thoughts import tags_of
-
-CONTROL, USER_DEFINED = 3, 4  # gguf.TokenType
+from ftllm.llama.machine import default_threads
 
 
 @dataclass
@@ -82,10 +79,9 @@ def open_checkpoint(directory: Path, adapter: Adapter | None, name: str) -> Conv
             raise UserError(f"llama.cpp's converter does not know {architecture}", "is it a text model?") from None
         merged: dict[str, str] = {}
         merging = _merging(model_class, adapter, directory, merged)
-        kind = _float_kind(directory, model_class)
+        kind = _float_kind(directory)
         model = merging(directory, kind, directory / "unused.gguf", model_name=name)
         sources = _prepare(model)
-        _spare_thought_tags(model.gguf_writer)
     infos = model.gguf_writer.tensors[0]
     torch.set_num_threads(default_threads(sum(prod(info.shape) for info in infos.values())))
     return Conversion(
@@ -218,9 +214,8 @@ def _changed(
     return lazy
 
 
-def _float_kind(directory: Path, model_class: Any) -> Any:
+def _float_kind(directory: Path) -> Any:
     """The 16-bit type upstream's `--outtype auto` takes: that of the first matrix in the checkpoint, F16 for others."""
-    del model_class
     for path in sorted(directory.glob("model*.safetensors")):
         with safe_open(path, framework="pt") as shard:
             for name in shard.keys():  # noqa: SIM118
@@ -229,18 +224,3 @@ def _float_kind(directory: Path, model_class: Any) -> Any:
                     bf16 = view.get_dtype() == "BF16"
                     return gguf.LlamaFileType.MOSTLY_BF16 if bf16 else gguf.LlamaFileType.MOSTLY_F16
     return gguf.LlamaFileType.MOSTLY_F16
-
-
-def _spare_thought_tags(writer: Any) -> None:
-    """Mark thought tags that are control tokens as user-defined: control tokens vanish when text is put together."""
-    values = writer.kv_data[0]
-    kinds, tokens = values.get("tokenizer.ggml.token_type"), values.get("tokenizer.ggml.tokens")
-    if kinds is None or tokens is None:
-        return
-    template = values.get("tokenizer.chat_template")
-    tags = tags_of(template.value if template is not None else None)
-    wanted = {"<think>", "</think>", tags.open, tags.close}
-    for index, token in enumerate(tokens.value):
-        text = token.decode("utf-8", "replace") if isinstance(token, bytes | bytearray) else token
-        if text in wanted and kinds.value[index] == CONTROL:
-            kinds.value[index] = USER_DEFINED

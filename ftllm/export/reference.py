@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ftllm.errors import UserError
 from ftllm.export.blocks import Floats
 from ftllm.export.samples import ANSWER, CHATS, LONGEST, PLAIN, Messages
-from ftllm.llama.threads import default_threads
+from ftllm.llama.machine import default_threads
 from ftllm.thoughts import tags_of
 
 

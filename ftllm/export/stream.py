@@ -22,7 +22,7 @@ from ftllm.errors import WorkError
 from ftllm.export import blocks
 from ftllm.export.blocks import Bytes, Floats
 from ftllm.export.plan import Plan, Planned
-from ftllm.llama.threads import available_cpus
+from ftllm.llama.machine import available_cpus
 from ftllm.llama.types import TENSOR_TYPES
 
 CHUNK = 1 << 19  # values a chunk: 2 MB of float32, small enough to share among threads

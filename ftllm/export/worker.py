@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ftllm.errors import UserError, WorkError
+from ftllm.thoughts import tags_of
+
+CONTROL, USER_DEFINED = 3, 4  # llama_token_type in llama.h
 
 
 def serve(run: Callable[[dict[str, Any], Channel], None]) -> None:
@@ -98,6 +101,7 @@ def run(job: dict[str, Any], channel: Channel) -> None:
 
     adapter = read_adapter(Path(job["adapter"])) if job["adapter"] else None
     conversion = convert.open_checkpoint(Path(job["base"]), adapter, job["name"])
+    spare_thought_tags(conversion.model.gguf_writer)
     add_values(conversion.model.gguf_writer, job["values"])
     plans = plan.plan_all(
         job["quants"],
@@ -152,11 +156,15 @@ def write(
             last = time.monotonic()
             channel.send("progress", done=done, tensor=tensor)
 
-    stream.stream(outputs, conversion.floats, check=check, progress=progress)
-    for output in outputs:
-        output.file.flush()
-        os.fsync(output.file.fileno())
-        output.file.close()
+    try:
+        stream.stream(outputs, conversion.floats, check=check, progress=progress)
+        for output in outputs:
+            output.file.flush()
+            os.fsync(output.file.fileno())
+            output.file.close()
+    except OSError as error:
+        error.filename = error.filename or str(outputs[0].path.parent)
+        raise
     channel.send(
         "written",
         files=[
@@ -189,6 +197,21 @@ def add_values(writer: Any, values: dict[str, Any]) -> None:
             writer.add_uint32(key, value)
         else:
             writer.add_string(key, value)
+
+
+def spare_thought_tags(writer: Any) -> None:
+    """Mark thought tags that are control tokens as user-defined: control tokens vanish when text is put together."""
+    values = writer.kv_data[0]
+    kinds, tokens = values.get("tokenizer.ggml.token_type"), values.get("tokenizer.ggml.tokens")
+    if kinds is None or tokens is None:
+        return
+    template = values.get("tokenizer.chat_template")
+    tags = tags_of(template.value if template is not None else None)
+    wanted = {"<think>", "</think>", tags.open, tags.close}
+    for index, token in enumerate(tokens.value):
+        text = token.decode("utf-8", "replace") if isinstance(token, bytes | bytearray) else token
+        if text in wanted and kinds.value[index] == CONTROL:
+            kinds.value[index] = USER_DEFINED
 
 
 def skeleton_header(conversion: Any) -> bytes:

@@ -1,0 +1,140 @@
+"""A LoRA with every wrinkle on the nano model, merged by peft, and the files our worker makes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftllm.export import fetch
+from ftllm.export.child import Child, Events
+
+NANO = Path(__file__).parents[2] / "models" / "nano"
+TOKENIZER = (
+    "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def nano() -> Path:
+    return NANO
+
+
+@pytest.fixture(scope="session")
+def converter() -> fetch.Converter:
+    """Upstream's converter, fetched once where it is not in the cache yet."""
+    return fetch.ensure()
+
+
+@dataclass(frozen=True)
+class Lora:
+    """An adapter directory, and the model that peft makes of base and adapter in float32."""
+
+    adapter: Path
+    merged: Path
+    samples: tuple[tuple[int, ...], ...]
+    logits: tuple[Any, ...]  # peft's own, unmerged
+
+
+@pytest.fixture(scope="session")
+def lora(nano: Path, tmp_path_factory: pytest.TempPathFactory) -> Lora:
+    """rsLoRA with `alpha_pattern` and `rank_pattern`, on attention and MLP."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(3407)
+    torch.set_num_threads(1)
+    place = tmp_path_factory.mktemp("lora")
+    model = AutoModelForCausalLM.from_pretrained(nano, dtype=torch.float32, attn_implementation="eager")
+    config = LoraConfig(
+        r=8,
+        lora_alpha=16,
+        use_rslora=True,
+        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        rank_pattern={"layers.1.mlp.down_proj": 4},
+        alpha_pattern={"q_proj": 5},
+        task_type="CAUSAL_LM",
+    )
+    tuned: Any = get_peft_model(model, config)
+    for name, parameter in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.01)
+    adapter, merged = place / "adapter", place / "merged"
+    tuned.save_pretrained(adapter)
+    edit_json(adapter / "adapter_config.json", base_model_name_or_path=str(nano))
+    samples = ((2, 4, 10, 300, 77, 5), tuple(range(40, 90)))
+    with torch.inference_mode():
+        logits = tuple(tuned(input_ids=torch.tensor([ids])).logits[0].numpy() for ids in samples)
+    tuned.merge_and_unload().save_pretrained(merged)
+    for name in TOKENIZER:
+        if (nano / name).is_file():
+            shutil.copy(nano / name, merged / name)
+    shutil.copy(nano / "config.json", merged / "config.json")
+    return Lora(adapter, merged, samples, logits)
+
+
+@pytest.fixture(scope="session")
+def convert(converter: fetch.Converter) -> Callable[..., dict[str, Path]]:
+    """Run the worker process: files by type, without verification and without keys of our own."""
+
+    def run(base: Path, adapter: Path | None, quants: list[str], out: Path, **values: Any) -> dict[str, Path]:
+        events = Events()
+        job = {
+            "converter": str(converter.root),
+            "base": str(base),
+            "adapter": str(adapter) if adapter else None,
+            "name": "tested",
+            "quants": quants,
+            "values": values,
+            "check": True,
+        }
+        worker = Child("converting", "ftllm.export.worker", job, events)
+        try:
+            while (event := events.next()[1])["event"] != "plan":
+                pass
+            paths = {quant: out / f"{quant}.gguf" for quant in quants}
+            worker.send({"go": True, "paths": {quant: str(path) for quant, path in paths.items()}})
+            while (event := events.next()[1])["event"] != "written":
+                pass
+        finally:
+            worker.kill()
+        return paths
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def lora_files(lora: Lora, nano: Path, convert: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The nano model with the adapter, as F32 and Q4_K_M."""
+    files: dict[str, Path] = convert(nano, lora.adapter, ["F32", "Q4_K_M"], tmp_path_factory.mktemp("files"))
+    return files
+
+
+def edit_json(path: Path, **values: Any) -> None:
+    """Change keys of a JSON file."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.fixture
+def edited() -> Callable[..., None]:
+    return edit_json
+
+
+@pytest.fixture
+def copy_of_nano(nano: Path, tmp_path: Path) -> Path:
+    """A copy of the nano model whose files may be changed; the weights are linked."""
+    place = tmp_path / "base"
+    place.mkdir()
+    for path in nano.iterdir():
+        if path.name == "model.safetensors":
+            os.link(path, place / path.name) if path.stat().st_dev == place.stat().st_dev else shutil.copy(path, place)
+        elif path.is_file():
+            shutil.copy(path, place)
+    return place

@@ -1,0 +1,138 @@
+"""The one-pass export against upstream's converter, llama.cpp's quantizer, and peft."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ftllm.export import blocks, fetch
+from ftllm.llama.header import read_header
+from ftllm.llama.quantize import quantize
+
+TYPES = ["Q4_K_M", "Q5_K_S", "Q6_K", "Q8_0", "Q3_K_L", "Q2_K", "IQ4_XS", "IQ3_S"]
+
+
+def upstream(converter: fetch.Converter, model: Path, out: Path, kind: str) -> Path:
+    """Upstream's own program on a model directory."""
+    command = [sys.executable, str(converter.root / "convert_hf_to_gguf.py"), str(model), "--outfile", str(out)]
+    command += ["--outtype", kind, "--model-name", "tested"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def tensors(path: Path) -> dict[str, Any]:
+    """A GGUF's tensors in float32, by name."""
+    found = {}
+    for info in read_header(path).tensors:
+        data = np.fromfile(path, dtype=np.uint8, count=info.nbytes, offset=info.offset)
+        found[info.name] = blocks.dequantize(blocks.NUMBERS[info.type], data, info.shape[0])
+    return found
+
+
+def test_files_are_those_llama_quantize_writes(
+    converter: fetch.Converter, nano: Path, convert: Callable[..., dict[str, Path]], tmp_path: Path
+) -> None:
+    source = upstream(converter, nano, tmp_path / "upstream.gguf", "auto")
+    ours = convert(nano, None, TYPES, tmp_path)
+    for kind in TYPES:
+        theirs = tmp_path / f"upstream-{kind}.gguf"
+        quantize(source, theirs, kind)
+        assert ours[kind].read_bytes() == theirs.read_bytes(), kind
+
+
+def test_merge_equals_peft_merge_converted_upstream(
+    converter: fetch.Converter, lora: Any, lora_files: dict[str, Path], tmp_path: Path
+) -> None:
+    theirs = tensors(upstream(converter, lora.merged, tmp_path / "merged.gguf", "f32"))
+    ours = tensors(lora_files["F32"])
+    assert ours.keys() == theirs.keys()
+    for name, values in theirs.items():
+        np.testing.assert_allclose(ours[name], values, rtol=1e-6, atol=1e-7, err_msg=name)
+
+
+def test_reference_predicts_what_peft_predicts(lora: Any, nano: Path) -> None:
+    from ftllm.export.reference import Reference
+
+    truth = Reference(nano, lora.adapter)
+    for ids, logits in zip(lora.samples, lora.logits, strict=True):
+        np.testing.assert_allclose(truth.logits(ids), logits, atol=1e-4)
+
+
+def test_f32_file_predicts_what_transformers_predicts(lora: Any, lora_files: dict[str, Path]) -> None:
+    from ftllm.export.checks import distance
+    from ftllm.llama.context import Context
+    from ftllm.llama.model import Model
+
+    with Model.load(lora_files["F32"], gpu_layers=0) as model, Context(model, n_ctx=128, n_batch=128) as context:
+        found = []
+        for ids in lora.samples:
+            context.clear()
+            context.decode(ids, start=0, logits="all")
+            found.append(context.logits_matrix().copy())
+    apart = distance(list(lora.logits), found, list(lora.samples))
+    assert apart.kl_divergence < 1e-5
+    assert apart.same_top > 0.98
+
+
+def test_blocks_survive_a_round_trip() -> None:
+    rows = np.random.default_rng(1).standard_normal((8, 512)).astype(np.float32)
+    for name, largest in [("F32", 0.0), ("F16", 1e-3), ("BF16", 5e-3), ("Q8_0", 0.01), ("Q6_K", 0.03), ("Q4_K", 0.1)]:
+        kind = blocks.NUMBERS[name]
+        data = blocks.quantize(kind, rows)
+        assert data.size == 8 * blocks.row_bytes(kind, 512)
+        error = np.linalg.norm(blocks.dequantize(kind, data, 512) - rows) / np.linalg.norm(rows)
+        assert error <= largest, name
+
+
+@pytest.mark.parametrize("width", [288])
+def test_rows_that_do_not_divide_take_a_larger_type(
+    width: int, converter: fetch.Converter, nano: Path, edited: Callable[..., None], tmp_path: Path
+) -> None:
+    """288 is no multiple of 256: llama.cpp itself falls back, and the plan says so."""
+    import shutil
+
+    from safetensors.numpy import save_file
+
+    from ftllm.export.pipeline import ExportRequest, export
+    from ftllm.progress import Reporter
+
+    base = tmp_path / "wide"
+    base.mkdir()
+    for name in ("config.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja", "tokenizer.json"):
+        shutil.copy(nano / name, base)
+    edited(base / "config.json", hidden_size=width, num_hidden_layers=1, layer_types=["full_attention"])
+    save_file(random_layer(width, 2048), base / "model.safetensors")
+    result = export(ExportRequest(str(base), dry_run=True, out=tmp_path / "out"), Reporter(quiet=True))
+    (file,) = result.plan["files"]
+    assert file["fallbacks"] == 7  # embedding, q, k, v, gate, up: rows of 288; o and down have 256 and 768
+    assert not (tmp_path / "out").exists()
+
+
+def random_layer(width: int, vocabulary: int) -> dict[str, Any]:
+    """A one-layer Gemma 3 checkpoint of the nano model's other dimensions."""
+    rng = np.random.default_rng(0)
+    shapes = {
+        "model.embed_tokens.weight": (vocabulary, width),
+        "model.norm.weight": (width,),
+        "model.layers.0.self_attn.q_proj.weight": (256, width),
+        "model.layers.0.self_attn.k_proj.weight": (128, width),
+        "model.layers.0.self_attn.v_proj.weight": (128, width),
+        "model.layers.0.self_attn.o_proj.weight": (width, 256),
+        "model.layers.0.self_attn.q_norm.weight": (64,),
+        "model.layers.0.self_attn.k_norm.weight": (64,),
+        "model.layers.0.mlp.gate_proj.weight": (768, width),
+        "model.layers.0.mlp.up_proj.weight": (768, width),
+        "model.layers.0.mlp.down_proj.weight": (width, 768),
+        "model.layers.0.input_layernorm.weight": (width,),
+        "model.layers.0.post_attention_layernorm.weight": (width,),
+        "model.layers.0.pre_feedforward_layernorm.weight": (width,),
+        "model.layers.0.post_feedforward_layernorm.weight": (width,),
+    }
+    return {name: (rng.standard_normal(shape) * 0.02).astype(np.float16) for name, shape in shapes.items()}
