@@ -32,6 +32,11 @@ def harmless(text: str) -> str:
     return text.translate(_HARMLESS)
 
 
+def without_controls(text: str) -> str:
+    """Text for the clipboard: as written, tabs included, but with nothing a terminal would obey when it is pasted."""
+    return "\n".join("\t".join(map(harmless, line.split("\t"))) for line in text.split("\n"))
+
+
 def one_line(text: str, width: int) -> str:
     """The text on one line of at most `width` cells, shortened with an ellipsis."""
     line = " ".join(harmless(text).split())

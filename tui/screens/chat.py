@@ -25,20 +25,23 @@ from tui.inbox import Inbox
 from tui.meter import Meter
 from tui.screens.keys import KeysScreen
 from tui.talker import Talker
-from tui.text import one_line
+from tui.text import one_line, without_controls
 from tui.widgets.composer import Composer
 from tui.widgets.status import StatusLine
 from tui.widgets.thought import ThoughtPane
 from tui.widgets.transcript import EndMarker, Moved, Transcript
 from tui.widgets.turns import Notice, ReplyTurn, UserTurn, failure_text
 
-PAINT_SECONDS = 0.05
-SLOW_PAINT_SECONDS = 0.1
-SLOW_PAINT = 0.025
-"""Twenty paints a second; ten where one takes longer than `SLOW_PAINT`."""
+CLOCK_SECONDS = 0.1
+"""How often the clock of a thought moves when nothing else does."""
 
 NO_REPLY = -1
 """The number of a reply the engine could not be asked for."""
+
+
+def rest_after(paint_seconds: float) -> float:
+    """How long not to paint: 20 paints a second, 10 after a slow one, at most half of the time after a very slow one."""
+    return max(0.05 if paint_seconds <= 0.025 else 0.1, paint_seconds)
 
 
 class ChatScreen(Screen[None]):
@@ -112,7 +115,7 @@ class ChatScreen(Screen[None]):
     async def _follow(self) -> None:
         """Take the engine's events as they come; paint what they change a few times a second."""
         while True:
-            await self._inbox.wait(SLOW_PAINT_SECONDS if self.busy else None)
+            await self._inbox.wait(CLOCK_SECONDS if self._turn and self._turn.live_thought else None)
             began = time.perf_counter()
             for event in self._inbox.drain():
                 await self._take(event)
@@ -120,8 +123,7 @@ class ChatScreen(Screen[None]):
                 await self._turn.paint()
             self._show_figures()
             await self._drawn()
-            slow = time.perf_counter() - began > SLOW_PAINT
-            await asyncio.sleep(SLOW_PAINT_SECONDS if slow else PAINT_SECONDS)
+            await asyncio.sleep(rest_after(time.perf_counter() - began))
 
     async def _drawn(self) -> None:
         """Until the screen has been drawn."""
@@ -247,7 +249,7 @@ class ChatScreen(Screen[None]):
             replies.append(self._reply.message.content)
         text = next((reply for reply in reversed(replies) if reply), "")
         if text:
-            self.app.copy_to_clipboard(text)
+            self.app.copy_to_clipboard(without_controls(text))
             self.notify("Reply copied", timeout=2)
         else:
             self.notify("There is no reply to copy yet", timeout=2)

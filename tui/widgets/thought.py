@@ -18,6 +18,8 @@ from tui.text import counted, harmless, tail
 from tui.widgets.prose import Prose
 
 TAIL_LINES = 12
+RECENT_CHARACTERS = 8000
+"""Enough for `TAIL_LINES` of any terminal, so that a paint costs the same however long the thought has become."""
 
 
 class ThoughtTitle(Static, can_focus=True):
@@ -47,6 +49,23 @@ class ThoughtTitle(Static, can_focus=True):
 class ThoughtTail(Static):
     """The last lines of a thought that is still growing, as plain text."""
 
+    def __init__(self) -> None:
+        super().__init__(markup=False)
+        self._text = ""
+        self._width = 0
+
+    def show(self, text: str) -> None:
+        """Draw the end of `text`; once it is known how wide, when that is not known yet."""
+        self._text = text
+        if width := self.content_size.width:
+            self._width = width
+            self.update(Content(tail(harmless(text), width, TAIL_LINES)))
+
+    def on_resize(self) -> None:
+        """Fold again for another width."""
+        if self._width != self.content_size.width:
+            self.show(self._text)
+
 
 class ThoughtPane(Vertical):
     """One thought of a reply.
@@ -71,7 +90,7 @@ class ThoughtPane(Vertical):
 
     def compose(self) -> ComposeResult:
         yield ThoughtTitle(self)
-        yield ThoughtTail(markup=False)
+        yield ThoughtTail()
 
     def on_mount(self) -> None:
         """Show the tail from the beginning where it is wanted."""
@@ -107,10 +126,8 @@ class ThoughtPane(Vertical):
     def paint(self) -> None:
         """Draw the clock and, when open, the tail."""
         self._draw_title()
-        live_tail = self.query_one(ThoughtTail)
-        if self.is_live and self._open and (width := live_tail.content_size.width):
-            recent = "".join(self._recent(2 * width * TAIL_LINES))
-            live_tail.update(Content(tail(harmless(recent), width, TAIL_LINES)))
+        if self.is_live and self._open:
+            self.query_one(ThoughtTail).show("".join(self._recent()))
 
     async def finish(self, seconds: float, tokens: int | None = None, note: str = "") -> None:
         """The thought has ended.
@@ -148,12 +165,12 @@ class ThoughtPane(Vertical):
         else:
             await self._arrange_finished()
 
-    def _recent(self, characters: int) -> list[str]:
-        """The last pieces of the thought that together have at least `characters`."""
-        first = len(self._text)
-        while first and characters > 0:
+    def _recent(self) -> list[str]:
+        """The last pieces of the thought, more than the tail can show."""
+        first, characters = len(self._text), 0
+        while first and characters < RECENT_CHARACTERS:
             first -= 1
-            characters -= len(self._text[first])
+            characters += len(self._text[first])
         return self._text[first:]
 
     def _arrange(self) -> None:

@@ -61,10 +61,9 @@ class Transcript(VerticalScroll, can_focus=False):
         await inner.mount(*turns)
 
     def stay(self) -> None:
-        """Hold the present place although the content is about to grow or shrink; follow on if that is still the end."""
-        if not self._anchor_released:
-            self.release_anchor()
-            self.call_after_refresh(self._follow_on)
+        """Hold the present place although the content is about to grow or shrink; follow on where it is the end."""
+        self.release_anchor()
+        self.call_after_refresh(self._follow_on)
 
     def _follow_on(self) -> None:
         if self.is_vertical_scroll_end:

@@ -1,0 +1,123 @@
+"""The screen over the real engine: a thought, a stop, an answer on demand, an engine killed mid-reply."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from textual.pilot import Pilot
+from textual.widgets import Static
+
+from ftllm.chat.engine import Engine
+from ftllm.chat.options import ChatOptions, ReplyOptions
+from tui.app import ChatApp
+from tui.inbox import Inbox
+from tui.screens.chat import ChatScreen
+from tui.widgets.composer import Composer
+from tui.widgets.prose import Prose
+from tui.widgets.thought import ThoughtTitle
+from tui.widgets.turns import Notice
+
+OPTIONS = ChatOptions(reply=ReplyOptions(temperature=0.0))
+PATIENCE = 60.0
+
+
+class Talk:
+    """The application over an engine, and what a person does with it."""
+
+    def __init__(self, pilot: Pilot[None], engine: Engine) -> None:
+        self.pilot = pilot
+        self.engine = engine
+        screen = pilot.app.screen
+        assert isinstance(screen, ChatScreen)
+        self.screen = screen
+
+    async def say(self, text: str) -> None:
+        self.screen.query_one(Composer).load_text(text)
+        await self.pilot.press("enter")
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not holds():
+            assert time.monotonic() < deadline, "it did not come to that"
+            await asyncio.sleep(0.02)
+        await self.pilot.pause()
+
+    async def replies(self, count: int) -> None:
+        """Until there are `count` whole exchanges."""
+        await self.until(lambda: len(self.screen.session.messages) == 2 * count and not self.screen.busy)
+
+    def drawn(self) -> str:
+        return "\n".join(str(widget.visual) for widget in self.screen.query(Static) if widget.display)
+
+
+@asynccontextmanager
+async def talk(model: Path) -> AsyncIterator[Talk]:
+    inbox = Inbox()
+    with Engine(inbox.put) as engine:
+        engine.load(model, OPTIONS.load)
+        async with ChatApp(engine, inbox, model, OPTIONS).run_test() as pilot:
+            yield Talk(pilot, engine)
+
+
+async def test_a_thought_and_an_answer(scripted: Path) -> None:
+    async with talk(scripted) as chat:
+        await chat.say("T")
+        await chat.replies(1)
+        title = str(chat.screen.query_one(ThoughtTitle).visual)
+        assert re.fullmatch(r"▸ Thought for \d+\.\d\d seconds - \d+ tokens", title)
+        assert [prose.source.strip() for prose in chat.screen.query(Prose)] == ["It is 42."]
+
+
+async def test_stopping_what_never_ends(scripted: Path) -> None:
+    async with talk(scripted) as chat:
+        await chat.say("L")
+        await chat.until(lambda: "la li la" in chat.drawn())
+        await chat.pilot.press("escape")
+        await chat.replies(1)
+        assert chat.screen.session.messages[-1].stop_reason == "stopped"
+        assert chat.screen.session.messages[-1].content.startswith("la li la li")
+        await chat.say("Q")
+        await chat.replies(2)
+        assert chat.screen.session.messages[-1].content == "xyz"
+
+
+async def test_answering_now(scripted: Path) -> None:
+    async with talk(scripted) as chat:
+        await chat.say("R")
+        await chat.until(lambda: "hmm and hmm" in chat.drawn())
+        await chat.pilot.press("ctrl+n")
+        await chat.replies(1)
+        assert "asked to answer" in str(chat.screen.query_one(ThoughtTitle).visual)
+        assert chat.screen.session.messages[-1].content == "So yes."
+
+
+async def test_an_engine_killed_mid_reply(scripted: Path) -> None:
+    async with talk(scripted) as chat:
+        await chat.say("L")
+        await chat.until(lambda: "la li la" in chat.drawn())
+        assert chat.engine.pid is not None
+        os.kill(chat.engine.pid, signal.SIGKILL)
+        await chat.replies(1)
+        assert "SIGKILL" in str(chat.screen.query_one(Notice).visual)
+        assert chat.screen.session.messages[-1].stop_reason == "failed"
+        await chat.say("T")
+        await chat.replies(2)
+        assert chat.screen.session.messages[-1].content == "It is 42."
+
+
+async def test_a_file_that_is_no_model(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + bytes(100))
+    async with talk(broken) as chat:
+        await chat.until(lambda: bool(chat.screen.query(Notice)))
+        assert "broken.gguf" in str(chat.screen.query_one(Notice).visual)
+        await chat.say("T")
+        await chat.until(lambda: len(chat.screen.query(Notice)) == 2)
+        assert chat.screen.query_one(Composer).text == "T"

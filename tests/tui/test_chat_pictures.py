@@ -1,0 +1,153 @@
+"""The screens as they look, at two sizes, over replayed events and a clock that stands still.
+
+`pytest tests/tui/test_chat_pictures.py --snapshot-update` accepts what they look like now; look at the SVG files first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+from tui_stage import Stage
+
+from tui.widgets.composer import Composer
+
+Scene = Callable[[Stage, Pilot[None]], Awaitable[None]]
+
+QUESTION = "A shop sells 17 apples a day at 3 coins each. How many coins does it take in a week?"
+THOUGHT = [
+    "17 apples a day at 3 coins each.\n",
+    "17 * 3 = 51 coins a day.\n",
+    "A week has 7 days.\n",
+    "51 * 7 = 350 + 7 = 357.\n",
+]
+ANSWER = """It takes in **357** coins.
+
+| days | coins |
+|-----:|------:|
+| 1 | 51 |
+| 7 | 357 |
+
+```python
+coins = 17 * 3 * 7  # 357
+```
+"""
+
+
+async def loading(stage: Stage, pilot: Pilot[None]) -> None:
+    stage.engine.load_progress(0.43)
+    await stage.say(pilot, "Are you there already?")
+    await pilot.press(*"And")
+
+
+async def thinking(stage: Stage, pilot: Pilot[None]) -> None:
+    stage.engine.ready()
+    await stage.settle(pilot)
+    await stage.say(pilot, QUESTION)
+    stage.engine.prompt()
+    stage.engine.think(*(f"Step {number}: add {number} and carry nothing at all.\n" for number in range(30)))
+    await stage.settle(pilot)
+    stage.clock.now += 3.1
+    await stage.until(pilot, lambda: "3.1" in stage.title())
+    await stage.say(pilot, "What about 12 apples?")
+
+
+async def answered(stage: Stage, pilot: Pilot[None]) -> None:
+    stage.engine.ready()
+    await stage.settle(pilot)
+    await stage.say(pilot, QUESTION)
+    stage.engine.prompt()
+    stage.engine.think(*THOUGHT)
+    stage.engine.end_thought()
+    stage.engine.text(ANSWER)
+    stage.engine.done()
+
+
+async def opened(stage: Stage, pilot: Pilot[None]) -> None:
+    await answered(stage, pilot)
+    await stage.settle(pilot)
+    await pilot.press("ctrl+t")
+
+
+async def stopped(stage: Stage, pilot: Pilot[None]) -> None:
+    stage.engine.ready()
+    await stage.settle(pilot)
+    await stage.say(pilot, "Count.")
+    stage.engine.text(*(f"{number}, " for number in range(100)))
+    stage.engine.done("stopped", context_tokens=5000)
+
+
+async def failed(stage: Stage, pilot: Pilot[None]) -> None:
+    stage.engine.ready()
+    await stage.settle(pilot)
+    await stage.say(pilot, QUESTION)
+    stage.engine.think(*THOUGHT)
+    await stage.settle(pilot)
+    stage.engine.crash()
+
+
+async def wide(stage: Stage, pilot: Pilot[None]) -> None:
+    stage.engine.ready()
+    await stage.settle(pilot)
+    await stage.say(pilot, "请用中文回答：三加四等于几？ 🙂")
+    stage.engine.think("三加四" * 30, "\n= 七 👍🏽 👨‍👩‍👧 \u202eabc\x1b[31m")
+    await stage.settle(pilot)
+    stage.engine.end_thought(0.31, 1)
+    stage.engine.text("答案是 **七** 🎉\n\n| 数 | 字 |\n|---|---|\n| 7 | 七 |\n| 10 | 十 🙂 |\n")
+    stage.engine.done(context_tokens=7000)
+    await stage.settle(pilot)
+    await pilot.press("ctrl+t")
+
+
+async def scrolled(stage: Stage, pilot: Pilot[None]) -> None:
+    stage.engine.ready()
+    await stage.settle(pilot)
+    await stage.say(pilot, "List.")
+    stage.engine.text(*(f"- item {number}\n" for number in range(60)))
+    await stage.settle(pilot)
+    await pilot.press("pageup")
+
+
+async def keys(stage: Stage, pilot: Pilot[None]) -> None:
+    await answered(stage, pilot)
+    await stage.settle(pilot)
+    await pilot.press("f1")
+
+
+SCENES: list[Scene] = [loading, thinking, answered, opened, stopped, failed, wide, scrolled, keys]
+
+
+def played(stage: Stage, scene: Scene) -> Callable[[Pilot[None]], Awaitable[None]]:
+    """The scene, as something to run before the picture is taken."""
+
+    async def run(pilot: Pilot[None]) -> None:
+        stage.screen.query_one(Composer).cursor_blink = False
+        await scene(stage, pilot)
+        await stage.settle(pilot)
+
+    return run
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 36)], ids=lambda size: "x".join(map(str, size)))
+@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
+def test_picture(snap_compare: Any, scene: Scene, size: tuple[int, int]) -> None:
+    stage = Stage()
+    assert snap_compare(stage.app, terminal_size=size, run_before=played(stage, scene))
+
+
+def test_picture_light(snap_compare: Any) -> None:
+    stage = Stage()
+
+    async def light(stage: Stage, pilot: Pilot[None]) -> None:
+        stage.app.theme = "textual-light"
+        await opened(stage, pilot)
+
+    assert snap_compare(stage.app, terminal_size=(200, 60), run_before=played(stage, light))
+
+
+def test_picture_without_colour(snap_compare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    stage = Stage()
+    assert snap_compare(stage.app, run_before=played(stage, opened))

@@ -1,0 +1,159 @@
+"""An engine that replays events as recorded, a clock that stands still, and the application over both."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from textual.pilot import Pilot
+
+from ftllm.chat.events import (
+    AnyEvent,
+    Done,
+    DoneReason,
+    Failed,
+    Loaded,
+    LoadProgress,
+    PromptProgress,
+    Stats,
+    TextDelta,
+    ThinkDelta,
+    ThinkEnd,
+    ThinkEndReason,
+    ThinkStart,
+)
+from ftllm.chat.options import ChatOptions, LoadSettings, ReplyOptions
+from ftllm.errors import WorkError
+from tui.app import ChatApp
+from tui.inbox import Inbox
+from tui.screens.chat import ChatScreen
+from tui.widgets.composer import Composer
+from tui.widgets.thought import ThoughtTitle
+
+MODEL = Path("models/nano-ft-Q4_K_M.gguf")
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Replay:
+    """Notes what it is asked; the test says what it answers, and when."""
+
+    def __init__(self, inbox: Inbox, clock: Clock) -> None:
+        self.inbox = inbox
+        self.clock = clock
+        self.asked: list[list[Mapping[str, str]]] = []
+        self.loads: list[tuple[Path, LoadSettings | None]] = []
+        self.options: list[ReplyOptions | None] = []
+        self.stops = 0
+        self.answers_now = 0
+        self.refuse = False
+
+    def load(self, path: Path, settings: LoadSettings | None = None) -> None:
+        self.loads.append((path, settings))
+
+    def generate(self, messages: Sequence[Mapping[str, str]], options: ReplyOptions | None = None) -> int:
+        if self.refuse:
+            raise WorkError("no process can be started")
+        self.asked.append(list(messages))
+        self.options.append(options)
+        return len(self.asked)
+
+    def stop(self) -> None:
+        self.stops += 1
+        self.done("stopped")
+
+    def answer_now(self) -> None:
+        self.answers_now += 1
+
+    @property
+    def reply(self) -> int:
+        """The number of the reply under way."""
+        return len(self.asked)
+
+    def play(self, events: Iterable[AnyEvent]) -> None:
+        for event in events:
+            self.inbox.put(event)
+
+    def load_progress(self, fraction: float) -> None:
+        self.play([LoadProgress(self.clock(), 0, fraction)])
+
+    def ready(self, n_ctx: int = 8192) -> None:
+        self.play([Loaded(self.clock(), 0, str(MODEL), "gemma3 8M Q4_K - Medium", n_ctx, n_ctx, 5 << 20, 8 << 20, 0.3)])
+
+    def prompt(self, total: int = 24) -> None:
+        self.play([PromptProgress(self.clock(), self.reply, done, total) for done in (0, total)])
+
+    def think(self, *pieces: str) -> None:
+        self.play([ThinkStart(self.clock(), self.reply)])
+        self.play(ThinkDelta(self.clock(), self.reply, piece, count) for count, piece in enumerate(pieces, start=1))
+
+    def end_thought(self, seconds: float = 7.4, tokens: int = 312, why: ThinkEndReason = "closed") -> None:
+        self.play([ThinkEnd(self.clock(), self.reply, why, seconds, tokens)])
+
+    def text(self, *pieces: str) -> None:
+        self.play(TextDelta(self.clock(), self.reply, piece) for piece in pieces)
+
+    def stats(self, context_tokens: int = 420, n_ctx: int = 8192) -> None:
+        self.play([Stats(self.clock(), self.reply, 24, 0, 312, 84, 7.4, 0.21, 52.3, n_ctx, context_tokens)])
+
+    def done(self, reason: DoneReason = "stop", context_tokens: int = 420) -> None:
+        self.stats(context_tokens)
+        self.play([Done(self.clock(), self.reply, reason)])
+
+    def crash(self) -> None:
+        log = ("llama_decode: something went wrong", "ggml: out of memory")
+        message = "the engine's process has died (signal 9)"
+        self.play([Failed(self.clock(), self.reply, message, "send the message again", 1, True, log)])
+
+    def fail_to_load(self) -> None:
+        self.play([Failed(self.clock(), 0, "nano.gguf is cut short", "export it again", 2)])
+
+
+class Stage:
+    """The application over a replayed engine."""
+
+    def __init__(self, options: ChatOptions | None = None) -> None:
+        self.clock = Clock()
+        inbox = Inbox()
+        self.engine = Replay(inbox, self.clock)
+        self.app = ChatApp(self.engine, inbox, MODEL, options or ChatOptions(), self.clock)
+
+    @property
+    def screen(self) -> ChatScreen:
+        """The conversation, whatever lies over it."""
+        screen = self.app.screen_stack[0]
+        assert isinstance(screen, ChatScreen)
+        return screen
+
+    def title(self) -> str:
+        """The title of the last thought, as drawn."""
+        return str(self.screen.query(ThoughtTitle).last().visual)
+
+    async def until(self, pilot: Pilot[None], holds: Callable[[], bool], seconds: float = 20.0) -> None:
+        """Wait for what the screen comes to by itself."""
+        for _ in range(int(seconds / 0.02)):
+            await pilot.pause()
+            if holds():
+                await pilot.pause(0.02)
+                return
+            await asyncio.sleep(0.02)
+        raise AssertionError("it did not come to that")
+
+    async def settle(self, pilot: Pilot[None]) -> None:
+        """Wait until every event left so far has been painted."""
+        await self.until(pilot, lambda: self.engine.inbox.idle)
+
+    async def say(self, pilot: Pilot[None], text: str) -> None:
+        """Type a message and send it."""
+        self.screen.query_one(Composer).load_text(text)
+        await pilot.press("enter")
+        await pilot.pause()
