@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Literal
@@ -63,7 +63,8 @@ def render(
     Args:
         conversation: the turns; thoughts inline.
         vocabulary: tokenizer and template.
-        loss: `assistant` trains the assistant's turns, each with its end-of-turn token; `full` trains every token.
+        loss: `assistant` trains the assistant's turns, each with its end-of-turn token; `full` trains every token,
+            those of turns after the last answer included.
         max_length: longest row in tokens; what is beyond is cut, and counted in `Row.cut`.
 
     Raises:
@@ -74,10 +75,12 @@ def render(
     answers = [i for i, message in enumerate(conversation.messages) if message.role == "assistant"]
     if not answers:
         raise UserError(f"{source}: no assistant turn, so there is nothing to train", "add the answer, or drop the row")
+    messages = [{"role": message.role, "content": message.content} for message in conversation.messages]
     try:
         _refuse_control_tokens(conversation, vocabulary)
-        messages = [{"role": message.role, "content": message.content} for message in conversation.messages]
         turns = [_turn(messages[:i], messages[i]["content"], vocabulary) for i in answers]
+        if loss == "full":
+            turns[-1] = _completed(turns[-1], messages, vocabulary)
     except UserError as error:
         raise UserError(f"{source}: {error.message}", error.hint) from error
     if all(later.before.startswith(turn.before + turn.answer) for turn, later in pairwise(turns)):
@@ -87,18 +90,26 @@ def render(
     return [_cut(row, max_length) for row in rows]
 
 
-def prompt_ids(messages: Messages, vocabulary: Vocabulary, **variables: Any) -> list[int]:
-    """Token ids that ask for the next assistant turn: the template's generation prompt, exactly one BOS.
+def prompt_text(messages: Messages, vocabulary: Vocabulary, **variables: Any) -> str:
+    """What the template makes of `messages`, the generation prompt included: the text of `prompt_ids`.
 
     Args:
-        messages: `{"role": ..., "content": ...}`, oldest first.
+        messages: `{"role": ..., "content": ...}`, oldest first; thoughts inline.
         vocabulary: tokenizer and template.
         variables: what else the template reads (`enable_thinking=False`).
 
     Raises:
         UserError: the template refuses the messages, or there is none.
     """
-    return _one_bos(vocabulary.encode(_rendered(messages, vocabulary, prompt=True, **variables)), vocabulary)
+    return _rendered(messages, vocabulary, prompt=True, **variables)
+
+
+def prompt_ids(messages: Messages, vocabulary: Vocabulary, **variables: Any) -> list[int]:
+    """Token ids that ask for the next assistant turn: the template's generation prompt, exactly one BOS.
+
+    Arguments and errors are those of `prompt_text`.
+    """
+    return _one_bos(vocabulary.encode(prompt_text(messages, vocabulary, **variables)), vocabulary)
 
 
 @dataclass(frozen=True)
@@ -117,11 +128,11 @@ class _Turn:
 
 
 def _rendered(messages: Messages, vocabulary: Vocabulary, *, prompt: bool = False, **variables: Any) -> str:
-    if vocabulary.chat_template is None:
+    if not vocabulary.chat_template:
         raise UserError("the model has no chat template", "use an instruction-tuned model")
     return render_template(
         vocabulary.chat_template,
-        _shaped(messages) if _has_thought_field(vocabulary.chat_template) else messages,
+        [_shaped(message, vocabulary.chat_template) for message in messages],
         bos_token=vocabulary.bos_token,
         eos_token=vocabulary.eos_token,
         add_generation_prompt=prompt,
@@ -129,28 +140,37 @@ def _rendered(messages: Messages, vocabulary: Vocabulary, *, prompt: bool = Fals
     )
 
 
-def _shaped(messages: Messages) -> list[dict[str, Any]]:
-    """Messages with inline thoughts moved into fields of their own, under every name templates use."""
-    shaped = []
-    for message in messages:
-        parts = thoughts.split(message["content"]) if message["role"] == "assistant" else None
-        if parts is not None and parts.thought and parts.closed:
-            fields = dict.fromkeys(THOUGHT_FIELDS, parts.thought)
-            shaped.append({**message, "content": parts.answer, **fields})
-        else:
-            shaped.append(dict(message))
-    return shaped
+def _shaped(message: Mapping[str, Any], template: str) -> Mapping[str, Any]:
+    """A message with its inline thought as the template has thoughts: in a field, or between its own tags."""
+    if message["role"] != "assistant":
+        return message
+    if _has_thought_field(template):
+        return _with_fields(message)
+    tags = thoughts.tags_of(template)
+    if tags == thoughts.ThoughtTags():
+        return message
+    splitter = thoughts.Splitter()
+    pieces = splitter.feed(message["content"]) + splitter.finish(complete=False)
+    marks = {"think_start": tags.open, "think_end": tags.close}
+    return {**message, "content": "".join(marks.get(kind, text) for kind, text in pieces)}
+
+
+def _with_fields(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A message with its thought moved into a field, under every name templates use."""
+    thought, answer, closed = thoughts.split(message["content"])
+    if not thought or not closed:
+        return message
+    return {**message, "content": answer, **dict.fromkeys(THOUGHT_FIELDS, thought)}
 
 
 @lru_cache(maxsize=16)
 def _has_thought_field(template: str) -> bool:
     """Whether a template writes a thought that stands in a field; if not, thoughts are left inline."""
-    asked = {"role": "user", "content": "a"}
+    answer = _with_fields({"role": "assistant", "content": "<think>qzx</think>b"})
     try:
-        text = render_template(template, _shaped([asked, {"role": "assistant", "content": "<think>qzx</think>b"}]))
+        return "qzx" in render_template(template, [{"role": "user", "content": "a"}, answer])
     except UserError:
         return False
-    return "qzx" in text
 
 
 def _turn(history: Messages, content: str, vocabulary: Vocabulary) -> _Turn:
@@ -168,6 +188,12 @@ def _turn(history: Messages, content: str, vocabulary: Vocabulary) -> _Turn:
                 "use a model whose template keeps it, or mend its template",
             )
     return _Turn(before, answer, text[start + len(answer) :])
+
+
+def _completed(last: _Turn, messages: Messages, vocabulary: Vocabulary) -> _Turn:
+    """The last answer's turn with what was said after it, where the template leaves the answer as it was."""
+    whole, so_far = _rendered(messages, vocabulary), last.before + last.answer
+    return replace(last, rest=whole[len(so_far) :]) if whole.startswith(so_far) else last
 
 
 def _start(text: str, history: Messages, vocabulary: Vocabulary) -> tuple[str, int]:

@@ -122,6 +122,14 @@ def test_full_loss() -> None:
     assert row.labels == row.input_ids
 
 
+def test_full_loss_reaches_to_the_end_of_the_conversation() -> None:
+    vocabulary = Letters(GEMMA)
+    (row,) = render(chat("Hi", "Hello", "And?"), vocabulary, loss="full")
+    assert vocabulary.text(row.labels).endswith("Hello<end_of_turn>\n<start_of_turn>user\nAnd?<end_of_turn>\n")
+    (row,) = render(chat("Hi", "Hello", "And?"), vocabulary)
+    assert vocabulary.text(row.input_ids).endswith("Hello<end_of_turn>\n")
+
+
 @pytest.mark.parametrize(
     ("template", "adds_bos", "expected"),
     [
@@ -187,6 +195,12 @@ def test_thoughts_go_where_the_template_has_a_place_for_them() -> None:
         ["<|think|>two and two<|start|>assistant<|message|>4<|return|>"],
         ["<|think|>two and three<|start|>assistant<|message|>5<|return|>"],
     ]
+
+
+def test_thoughts_stand_between_the_tags_of_the_template() -> None:
+    vocabulary = Letters(GEMMA + "{# a model that thinks between [THINK] and [/THINK] #}")
+    (row,) = render(chat("Hi", "<think>a</think>b\n```\n<think>\n```"), vocabulary)
+    assert vocabulary.spans(row) == ["[THINK]a[/THINK]b\n```\n<think>\n```<end_of_turn>"]
 
 
 def test_an_end_that_the_next_turn_brings() -> None:
