@@ -251,10 +251,14 @@ class _Child:
 
 
 def _spawn(log: Path) -> subprocess.Popen[bytes]:
-    # A session of its own keeps the terminal's Ctrl-C from the child: the parent decides what it means.
+    # -P: the person's directory may hold a json.py. A session of its own keeps the terminal's Ctrl-C from the child:
+    # the parent decides what it means.
+    source = str(Path(__file__).resolve().parents[2])
+    paths = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
     with log.open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "ftllm.chat.worker"],
+            [sys.executable, "-P", "-m", "ftllm.chat.worker"],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=output,

@@ -38,14 +38,25 @@ class Control:
 
 @dataclass
 class _Course:
-    """One reply under way; the times are those of its first and its last token."""
+    """One reply under way: tokens sampled so far, and the times of the first and the last of them."""
 
     number: int
     prompt: Prompt
     options: ReplyOptions
     control: Control
-    first: float | None = None
+    sampled: int = 0
+    first: float = 0.0
     last: float = 0.0
+
+    def count(self, now: float) -> None:
+        """A token was sampled."""
+        self.first, self.last = (self.first if self.sampled else now), now
+        self.sampled += 1
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Of all tokens but the first, whose time is the prompt's."""
+        return (self.sampled - 1) / (self.last - self.first) if self.last > self.first else None
 
 
 class Speaker:
@@ -84,8 +95,6 @@ class Speaker:
         except Exception:
             self._forget(0)  # whatever the cache holds now
             raise
-        tokens = writer.thought_tokens + writer.answer_tokens
-        first, writing = course.first, course.last - (course.first or 0.0)
         now = self._clock()
         self._emit(
             Stats(
@@ -96,8 +105,8 @@ class Speaker:
                 thought_tokens=writer.thought_tokens,
                 answer_tokens=writer.answer_tokens,
                 thought_seconds=writer.thought_seconds,
-                time_to_first_token=None if first is None else first - begun,
-                tokens_per_second=(tokens - 1) / writing if tokens > 1 and writing > 0 else None,
+                time_to_first_token=course.first - begun if course.sampled else None,
+                tokens_per_second=course.tokens_per_second,
                 n_ctx=self.context.n_ctx,
                 context_tokens=len(self.cached),
             )
@@ -162,9 +171,7 @@ class Speaker:
                     reason = "context"
                     break
                 token = sampler.sample(context)
-                course.last = self._clock()
-                if course.first is None:
-                    course.first = course.last
+                course.count(self._clock())
                 if model.is_eog(token):
                     reason = "stop"
                     break

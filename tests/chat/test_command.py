@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+STATUS = re.compile(r"\r\x1b\[K(\x1b\[2m[^\x1b]*\x1b\[0m)?")  # "loading 40%", drawn and erased on slow machines
 KEYS = [
     "answer",
     "thought",
@@ -64,7 +66,7 @@ def on_terminal(*arguments: str | Path, out: bool = True, **environment: str) ->
     piped = process.stdout.read().decode() if process.stdout else ""
     assert process.wait(300) == 0
     os.close(master)
-    return seen.decode().replace("\r\n", "\n"), piped
+    return STATUS.sub("", seen.decode().replace("\r\n", "\n")), piped
 
 
 def test_answer_on_stdout_and_thought_on_stderr(scripted: Path) -> None:

@@ -279,6 +279,18 @@ def test_a_bad_file_is_the_persons_fault_and_the_engine_lives(
         assert reply_of(talk.say("T")).answer == "It is 42."
 
 
+def test_modules_in_the_persons_directory_are_not_taken_for_ours(
+    scripted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("json.py", "numpy.py"):
+        (tmp_path / name).write_text("raise SystemExit('not this one')\n")
+    monkeypatch.chdir(tmp_path)
+    talk = Talk(tmp_path / "logs")
+    with talk.engine:
+        talk.engine.load(scripted)
+        assert reply_of(talk.say("T")).answer == "It is 42."
+
+
 def test_several_engines_at_once(scripted: Path, tmp_path: Path) -> None:
     talks = [Talk(tmp_path) for _ in range(2)]
     with talks[0].engine, talks[1].engine:
