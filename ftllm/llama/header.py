@@ -23,6 +23,7 @@ SHORT_ARRAY = 1024  # longer arrays (vocabularies) are kept as their length only
 MAX_DIMENSIONS = 4
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+LAYOUTS = {code: struct.Struct("<" + code) for code in SCALARS.values()}
 STRING, ARRAY = 8, 9
 
 
@@ -184,7 +185,7 @@ class _Cursor:
         return begin
 
     def scalar(self, code: str) -> Any:
-        layout = struct.Struct("<" + code)
+        layout = LAYOUTS[code]
         return layout.unpack_from(self.view, self.take(layout.size))[0]
 
     def string(self) -> str:
@@ -206,7 +207,7 @@ class _Cursor:
         begin = self.at
         if kind in SCALARS:
             layout = SCALARS[kind]
-            begin = self.take(length * struct.calcsize("<" + layout))
+            begin = self.take(length * LAYOUTS[layout].size)
             if length > SHORT_ARRAY:
                 return LongArray(length, kind, begin)
             return struct.unpack_from(f"<{length}{layout}", self.view, begin)

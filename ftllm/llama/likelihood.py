@@ -43,7 +43,14 @@ def llama_likelihood(
     longest = max((len(row.input_ids) for row in rows), default=0)
     per_row: list[tuple[float, int]] = []
     n_outputs = min(BATCH, max(1, LOGITS_BYTES // (4 * model.n_vocab)))
-    with Context(model, n_ctx=max(longest, 1), n_batch=BATCH, n_threads=n_threads, n_outputs=n_outputs) as context:
+    with Context(
+        model,
+        n_ctx=max(longest, 1),
+        n_batch=BATCH,
+        n_threads=n_threads,
+        n_outputs=n_outputs,
+        flash_attention=False,
+    ) as context:
         for index, row in enumerate(rows):
             wanted = targets(row)
             context.clear()

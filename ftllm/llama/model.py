@@ -29,8 +29,9 @@ class Model:
     It is a `Vocabulary`: `encode`, `is_eog`, `chat_template`, `bos_id` and the special tokens' text.
     """
 
-    def __init__(self, handle: int, header: Header, gpu_layers: int) -> None:
+    def __init__(self, handle: int, header: Header, gpu_layers: int, vocab_only: bool) -> None:
         """Use `Model.load`."""
+        self.vocab_only = vocab_only
         self.header = header
         self.path = header.path
         self.gpu_layers = gpu_layers
@@ -72,7 +73,7 @@ class Model:
         for layers in _layer_attempts(header, gpu_layers, vocab_only):
             handle, failure = _load(api, header, layers, vocab_only, progress)
             if handle:
-                return cls(handle, header, layers)
+                return cls(handle, header, layers, vocab_only)
         raise _load_error(header, failure)
 
     def close(self) -> None:

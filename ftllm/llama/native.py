@@ -104,8 +104,10 @@ def log_to(sink: Sink) -> Iterator[None]:
         yield
     finally:
         _sinks.remove(sink)
-    if _raised:
-        raise _raised.pop()
+        raised = _raised.copy()
+        _raised.clear()
+    if raised:
+        raise raised[0]
 
 
 @contextmanager

@@ -184,7 +184,8 @@ def run_model(path: Path, *, repack: bool) -> NDArray[np.float32]:
     model_params.n_gpu_layers = 0
     model = api.llama_model_load_from_file(os.fsencode(path), model_params)
     params = api.llama_context_default_params()
-    params.n_ctx, params.n_batch, params.n_ubatch, params.n_threads, params.n_threads_batch = 256, 64, 64, 2, 2
+    params.n_ctx, params.n_batch, params.n_ubatch = 256, 64, 64
+    params.n_threads = params.n_threads_batch = 1  # two would wait for each other for seconds on a busy machine
     context = api.llama_init_from_model(model, params)
     results = []
     for tokens in (list(range(1, 41)), [41]):

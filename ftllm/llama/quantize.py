@@ -76,6 +76,6 @@ def _failure(source: Path, target: Path, name: str, lines: list[str]) -> UserErr
         return UserError(f"{name} needs an importance matrix", "choose a type of more bits, such as IQ4_XS or Q3_K_M")
     if "requantizing" in reason:
         return UserError(f"{source} is quantized already", "quantize from an F32, F16 or BF16 file")
-    if "iostream" in reason and shutil.disk_usage(target.parent).free < NEARLY_FULL:
+    if "iostream" in reason and target.parent.is_dir() and shutil.disk_usage(target.parent).free < NEARLY_FULL:
         return WorkError(f"no space left while writing {target}", "free some space, or write to another disk")
     return WorkError(f"{source} could not be quantized to {name}: {reason or '; '.join(lines[-2:])}")

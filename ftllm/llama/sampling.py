@@ -76,7 +76,8 @@ class Sampler:
         chain = api.llama_sampler_chain_init(params)
         stages = []
         if sampling.repeat_penalty != 1.0:
-            stages.append(api.llama_sampler_init_penalties(PENALTY_WINDOW, sampling.repeat_penalty, 0.0, 0.0))
+            penalty = sampling.repeat_penalty
+            stages.append(api.llama_sampler_init_penalties(model.n_vocab, PENALTY_WINDOW, penalty, 0.0, 0.0))
         if sampling.greedy:
             stages.append(api.llama_sampler_init_greedy())
         else:

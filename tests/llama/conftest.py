@@ -1,99 +1,14 @@
-"""A tiny Gemma-3-shaped GGUF with random weights, written with the gguf package: windows, byte fallback."""
+"""The tiny Gemma-shaped GGUF, loaded once."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
-import gguf
-import numpy as np
 import pytest
+from tiny_gemma import write_gemma
 
 from ftllm.llama.model import Model
-
-WIDTH, INNER, HEADS, HEAD_WIDTH, LAYERS, WINDOW, N_CTX = 256, 512, 4, 64, 7, 16, 512
-CONTROL = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
-WORDS = [*" abcdefghijklmnopqrstuvwxyz0123456789.,?!:+=", " the", " a", "th", "the", "in", " in", "\n", "\n\n"]
-TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}"
-    "<start_of_turn>{{ m['role'] }}\n{{ m['content'] }}<end_of_turn>\n{% endfor %}"
-    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
-)
-PAD, EOS, BOS, UNKNOWN, START_OF_TURN, END_OF_TURN = range(6)
-FIRST_BYTE = 6
-FIRST_WORD = FIRST_BYTE + 256
-N_VOCAB = 320
-
-
-def write_gemma(path: Path, *, seed: int = 0, scale: float = 1.0) -> Path:
-    """A GGUF in F32; `scale` sharpens or flattens the logits."""
-    writer = gguf.GGUFWriter(path, "gemma3")
-    writer.add_name("Tiny test")
-    writer.add_context_length(N_CTX)
-    writer.add_embedding_length(WIDTH)
-    writer.add_block_count(LAYERS)
-    writer.add_feed_forward_length(INNER)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(1)
-    writer.add_key_length(HEAD_WIDTH)
-    writer.add_value_length(HEAD_WIDTH)
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_rope_freq_base(1e6)
-    writer.add_sliding_window(WINDOW)
-    writer.add_file_type(int(gguf.LlamaFileType.ALL_F32))
-    add_vocabulary(writer)
-    writer.add_chat_template(TEMPLATE)
-    writer.add_float32("general.sampling.temp", 0.25)
-    writer.add_int32("general.sampling.top_k", 40)
-    generator = np.random.default_rng(seed)
-
-    def add(name: str, *shape: int, gain: float = 1.0) -> None:
-        values = generator.normal(0, gain * shape[-1] ** -0.5, shape).astype(np.float32)
-        writer.add_tensor(f"{name}.weight", values)
-
-    def norm(name: str, width: int, gain: float = 1.0) -> None:
-        values = gain * (1 + generator.normal(0, 0.1, width))
-        writer.add_tensor(f"{name}.weight", values.astype(np.float32))
-
-    add("token_embd", N_VOCAB, WIDTH)
-    add("output", N_VOCAB, WIDTH)
-    norm("output_norm", WIDTH, gain=4 * scale)
-    for layer in range(LAYERS):
-        block = f"blk.{layer}"
-        for name in ("attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm"):
-            norm(f"{block}.{name}", WIDTH)
-        norm(f"{block}.attn_q_norm", HEAD_WIDTH, gain=2.0)
-        norm(f"{block}.attn_k_norm", HEAD_WIDTH, gain=2.0)
-        add(f"{block}.attn_q", HEADS * HEAD_WIDTH, WIDTH)
-        add(f"{block}.attn_k", HEAD_WIDTH, WIDTH)
-        add(f"{block}.attn_v", HEAD_WIDTH, WIDTH)
-        add(f"{block}.attn_output", WIDTH, HEADS * HEAD_WIDTH)
-        add(f"{block}.ffn_gate", INNER, WIDTH)
-        add(f"{block}.ffn_up", INNER, WIDTH)
-        add(f"{block}.ffn_down", WIDTH, INNER)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def add_vocabulary(writer: gguf.GGUFWriter) -> None:
-    """Control tokens, 256 bytes, letters and a few words; padded with unused tokens."""
-    pieces = [(text, gguf.TokenType.CONTROL) for text in CONTROL]
-    pieces[UNKNOWN] = ("<unk>", gguf.TokenType.UNKNOWN)
-    pieces += [(f"<0x{byte:02X}>", gguf.TokenType.BYTE) for byte in range(256)]
-    pieces += [(word.replace(" ", "▁"), gguf.TokenType.NORMAL) for word in WORDS]
-    pieces += [(f"<unused{i}>", gguf.TokenType.UNUSED) for i in range(N_VOCAB - len(pieces))]
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list([text for text, _ in pieces])
-    writer.add_token_scores([-float(index) for index in range(len(pieces))])
-    writer.add_token_types([int(kind) for _, kind in pieces])
-    writer.add_bos_token_id(BOS)
-    writer.add_eos_token_id(EOS)
-    writer.add_unk_token_id(UNKNOWN)
-    writer.add_pad_token_id(PAD)
-    writer.add_add_bos_token(True)
-    writer.add_add_space_prefix(False)
 
 
 @pytest.fixture(scope="session")
@@ -102,6 +17,6 @@ def gemma_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def gemma(gemma_path: Path):
+def gemma(gemma_path: Path) -> Iterator[Model]:
     with Model.load(gemma_path) as model:
         yield model
