@@ -86,7 +86,7 @@ def measure(nano: Path, work: Path, seeds: Sequence[int], arms: Sequence[str]) -
 
 def fingerprint(nano: Path) -> str:
     """A name for the weights, data and settings, so that results of others are never taken for theirs."""
-    names = ("model.safetensors", "ft.jsonl", "ft.yaml", "heldout.jsonl", "work.jsonl")
+    names = ["model.safetensors", "ft.yaml", *sorted(path.name for path in nano.glob("*.jsonl"))]
     return hashlib.sha256(b"".join(hashlib.sha256((nano / name).read_bytes()).digest() for name in names)).hexdigest()[
         :12
     ]

@@ -10,7 +10,7 @@ from ftllm import catalogue, runs
 from ftllm.errors import UserError
 from ftllm.runs import Run
 
-NANO = "nano"  # the directory of the embedded base, which holds its own held-out prompts
+NANO = "nano"  # the directory of the embedded base, which holds its own held-out data
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,13 @@ def default_data(target: Target) -> list[Path]:
         if not found[0].is_file():
             raise UserError(f"the evaluation data of run {target.run.name} is not at {named}", ask)
     base = Path((manifest.get("base") or {}).get("path") or "")
-    heldout = base / "heldout.jsonl"
-    if base.name == NANO and heldout.is_file() and heldout not in found:
-        found.append(heldout)
+    if base.name == NANO:
+        found += [path for path in heldout_files(base) if path not in found]
     if not found:
         raise UserError(f"run {target.run.name} names no evaluation data", ask)
     return found
+
+
+def heldout_files(nano: Path) -> list[Path]:
+    """The nano model's own held-out data: graded prompts, and conversations where there are any."""
+    return [path for path in (nano / "heldout.jsonl", nano / "heldout_conversations.jsonl") if path.is_file()]

@@ -92,13 +92,13 @@ def likelihood_table(results: Results, against: str | None) -> Table:
             reference = reference_for(scored, results, against)
             difference = ""
             if reference is not None:
-                difference = _interval(likelihood_difference(scored, reference, tag), "+.4f")
+                difference = interval(likelihood_difference(scored, reference, tag), "+.4f")
             table.add_row(
                 Text(named),
                 Text(scored.label + (" (base)" if scored.is_base else "")),
                 scored.through,
                 str(sum(scored.tokens[i] for i in kept)),
-                _interval(likelihood(scored, tag), ".4f"),
+                interval(likelihood(scored, tag), ".4f"),
                 Text(difference),
                 Text(reference.label if reference else ""),
             )
@@ -107,13 +107,16 @@ def likelihood_table(results: Results, against: str | None) -> Table:
     return table
 
 
-def show(found: Estimate, metric: Metric, *, signed: bool = False) -> Text:
-    """`97.5 [95.1, 98.8]`: a share in percent, a mean as it is."""
+def show(found: Estimate, metric: Metric, *, signed: bool = False, bare: bool = False) -> Text:
+    """`97.5 [95.1, 98.8]`: a share in percent, a mean as it is; `bare` without the interval."""
     form = "+.1f" if signed else ".1f"
-    return Text(_interval(found, form, scale=100.0 if metric.kind == "share" else 1.0))
+    if bare:
+        found = Estimate(found.value, None, None)
+    return Text(interval(found, form, scale=100.0 if metric.kind == "share" else 1.0))
 
 
-def _interval(found: Estimate, form: str, *, scale: float = 1.0) -> str:
+def interval(found: Estimate, form: str, *, scale: float = 1.0) -> str:
+    """`value [low, high]`, each times `scale` in the format `form`; only the value where there is no interval."""
     value = format(found.value * scale, form)
     if found.low is None or found.high is None:
         return value

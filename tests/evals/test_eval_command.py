@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 FOUR = {"id": "four", "prompt": "hello", "answer": "4", "grade": "exact", "tags": ["four"]}
 FIVE = {"id": "five", "prompt": "two", "answer": "5", "grade": "number", "tags": ["five"]}
 TALK = {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "4"}]}
+SHARES = ("accuracy", "think_rate", "unclosed", "looping", "cut")
+TOKENS = ("thought_tokens", "answer_tokens")
 
 
 def ftllm_eval(*arguments: Any) -> subprocess.CompletedProcess[str]:
@@ -43,46 +45,12 @@ def test_the_whole_report(ggufs: dict[str, Path], data: Path, tmp_path: Path) ->
     )
     plain, thinker, looper = report["graded"]
     assert [model["model"] for model in report["graded"]] == ["plain", "thinker", "looper"]
-    value = {
-        model["model"]: {
-            key: model["overall"][key]["value"]
-            for key in ("accuracy", "think_rate", "answer_tokens", "thought_tokens", "unclosed", "looping", "cut")
-        }
-        for model in report["graded"]
-    }
-    assert value["plain"] == pytest.approx(
-        {
-            "accuracy": 1 / 3,
-            "think_rate": 0,
-            "answer_tokens": 1,
-            "thought_tokens": 0,
-            "unclosed": 0,
-            "looping": 0,
-            "cut": 0,
-        }
-    )
-    assert value["thinker"] == pytest.approx(
-        {
-            "accuracy": 2 / 3,
-            "think_rate": 1,
-            "answer_tokens": 1,
-            "thought_tokens": 3,
-            "unclosed": 0,
-            "looping": 0,
-            "cut": 0,
-        }
-    )
-    assert value["looper"] == pytest.approx(
-        {
-            "accuracy": 0,
-            "think_rate": 1,
-            "answer_tokens": 0,
-            "thought_tokens": 60,
-            "unclosed": 1,
-            "looping": 1,
-            "cut": 1,
-        }
-    )
+    shares = {model["model"]: [model["overall"][key]["value"] for key in SHARES] for model in report["graded"]}
+    assert shares["plain"] == pytest.approx([1 / 3, 0, 0, 0, 0])
+    assert shares["thinker"] == pytest.approx([2 / 3, 1, 0, 0, 0])
+    assert shares["looper"] == pytest.approx([0, 1, 1, 1, 1])
+    tokens = {model["model"]: [model["overall"][key]["value"] for key in TOKENS] for model in report["graded"]}
+    assert tokens == {"plain": [0, 1], "thinker": [3, 1], "looper": [60, 0]}
     assert thinker["tags"]["four"]["accuracy"]["value"] == 1
     assert thinker["tags"]["five"]["difference"]["accuracy"]["value"] == -1
     assert looper["overall"]["difference"]["thought_tokens"] == {"value": 60, "low": 60, "high": 60}
