@@ -202,9 +202,10 @@ def _download(repo: str, revision: str | None, offline: bool) -> Path:
     try:
         found = snapshot_download(repo, revision=revision, allow_patterns=BASE_FILES, local_files_only=offline)
     except LocalEntryNotFoundError:
-        where = "and this is offline" if offline else "and the Hub cannot be reached"
+        where = "this is offline" if offline else "the Hub cannot be reached"
         raise UserError(
-            f"the base model {repo} is not on this machine, {where}", "give a directory with --base"
+            f"the base model {repo} is neither a directory nor in the Hub's cache, and {where}",
+            "say where it is with --base",
         ) from None
     except HFValidationError:
         raise UserError(

@@ -97,11 +97,11 @@ def convert(converter: fetch.Converter) -> Callable[..., dict[str, Path]]:
         }
         worker = Child("converting", "ftllm.export.worker", job, events)
         try:
-            while (event := events.next()[1])["event"] != "plan":
+            while events.next()[1]["event"] != "plan":
                 pass
             paths = {quant: out / f"{quant}.gguf" for quant in quants}
             worker.send({"go": True, "paths": {quant: str(path) for quant, path in paths.items()}})
-            while (event := events.next()[1])["event"] != "written":
+            while events.next()[1]["event"] != "written":
                 pass
         finally:
             worker.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,10 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from ftllm.export import blocks, fetch
+from ftllm.export.pipeline import ExportRequest, export
 from ftllm.llama.header import read_header
 from ftllm.llama.quantize import quantize
+from ftllm.progress import Reporter
 
 TYPES = ["Q4_K_M", "Q5_K_S", "Q6_K", "Q8_0", "Q3_K_L", "Q2_K", "IQ4_XS", "IQ3_S"]
 
@@ -91,27 +95,21 @@ def test_blocks_survive_a_round_trip() -> None:
         assert error <= largest, name
 
 
-@pytest.mark.parametrize("width", [288])
 def test_rows_that_do_not_divide_take_a_larger_type(
-    width: int, converter: fetch.Converter, nano: Path, edited: Callable[..., None], tmp_path: Path
+    nano: Path, edited: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """288 is no multiple of 256: llama.cpp itself falls back, and the plan says so."""
-    import shutil
-
-    from safetensors.numpy import save_file
-
-    from ftllm.export.pipeline import ExportRequest, export
-    from ftllm.progress import Reporter
-
+    """288 is no multiple of 256: llama.cpp itself falls back, and both the plan and a warning say so."""
     base = tmp_path / "wide"
     base.mkdir()
     for name in ("config.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja", "tokenizer.json"):
         shutil.copy(nano / name, base)
-    edited(base / "config.json", hidden_size=width, num_hidden_layers=1, layer_types=["full_attention"])
-    save_file(random_layer(width, 2048), base / "model.safetensors")
+    edited(base / "config.json", hidden_size=288, num_hidden_layers=1, layer_types=["full_attention"])
+    save_file(random_layer(288, 2048), base / "model.safetensors")
     result = export(ExportRequest(str(base), dry_run=True, out=tmp_path / "out"), Reporter(quiet=True))
     (file,) = result.plan["files"]
-    assert file["fallbacks"] == 7  # embedding, q, k, v, gate, up: rows of 288; o and down have 256 and 768
+    assert file["fallbacks"] == 5  # q, k, v, gate and up; o and down have rows of 256 and 768, the embedding is Q8_0
+    assert file["types"] == {"Q8_0": 2, "F32": 7, "Q5_0": 4, "Q4_K": 1, "Q6_K": 1}
+    assert "5 of 15 tensors" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

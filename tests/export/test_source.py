@@ -1,0 +1,133 @@
+"""What an export starts from: runs, adapters, models, and the base that belongs to them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from ftllm.errors import UserError
+from ftllm.export import source
+from ftllm.files import sha256_file
+from ftllm.runs import Run
+
+
+def make_run(root: Path, name: str, base: Path, started: str = "2026-01-01", **files: str) -> Run:
+    """A finished run on `base` with a small adapter."""
+    run = Run(root / name)
+    run.adapter.mkdir(parents=True)
+    (run.adapter / "adapter_config.json").write_text(json.dumps({"r": 1, "base_model_name_or_path": str(base)}))
+    save_file({"x": np.zeros(1, np.float32)}, run.adapter / "adapter_model.safetensors")
+    hashes = files or {path.name: sha256_file(path) for path in source.base_files(base)}
+    recorded = {"path": str(base), "files": hashes}
+    run.write_manifest({"status": "finished", "started": started, "base": recorded})
+    return run
+
+
+def test_the_latest_run_is_taken_when_none_is_named(nano: Path, tmp_path: Path) -> None:
+    make_run(tmp_path, "older", nano, "2026-01-01")
+    make_run(tmp_path, "newer", nano, "2026-01-02")
+    found = source.resolve(None, runs_root=tmp_path)
+    assert found.run is not None
+    assert found.name == "nano-newer"
+    assert found.base == nano
+    assert found.out == tmp_path / "newer" / "gguf"
+    assert source.resolve("older", runs_root=tmp_path).name == "nano-older"
+
+
+def test_an_adapter_in_a_run_is_that_run(nano: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path, "mine", nano)
+    found = source.resolve(str(run.adapter))
+    assert found.run is not None
+    assert found.expected
+
+
+def test_an_adapter_alone_and_a_model(nano: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path, "mine", nano)
+    alone = shutil.copytree(run.adapter, tmp_path / "my adapter")
+    found = source.resolve(str(alone))
+    assert (found.name, found.run, found.out) == ("nano-my-adapter", None, Path("gguf"))
+    model = source.resolve(str(nano))
+    assert (model.name, model.adapter, model.base) == ("nano", None, nano)
+    with pytest.raises(UserError, match="--base has no meaning"):
+        source.resolve(str(nano), base=str(nano))
+
+
+def test_the_wrong_base_is_refused(nano: Path, tmp_path: Path) -> None:
+    make_run(tmp_path, "right", nano)
+    assert "model.safetensors" in source.check_base(source.resolve("right", runs_root=tmp_path))
+    make_run(tmp_path, "wrong", nano, **{"model.safetensors": "0" * 64})
+    with pytest.raises(UserError, match=r"not the base this adapter was trained on: model.safetensors"):
+        source.check_base(source.resolve("wrong", runs_root=tmp_path))
+
+
+def test_a_four_bit_mirror_is_mapped_to_its_original(nano: Path, tmp_path: Path) -> None:
+    adapter = make_run(tmp_path, "run", nano).adapter
+    alone = shutil.copytree(adapter, tmp_path / "alone")
+    config = {"r": 1, "base_model_name_or_path": "unsloth/gemma-3-27b-it-unsloth-bnb-4bit"}
+    (alone / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="unsloth/gemma-3-27b-it is neither"):
+        source.resolve(str(alone), offline=True)
+    found = source.resolve(str(alone), base=str(nano))
+    assert found.four_bit
+
+
+def test_what_is_no_source_is_refused(nano: Path, tmp_path: Path) -> None:
+    del nano
+    with pytest.raises(UserError, match="no run or directory called nothing"):
+        source.resolve("nothing", runs_root=tmp_path)
+    with pytest.raises(UserError, match="no finished run"):
+        source.resolve(None, runs_root=tmp_path)
+    with pytest.raises(UserError, match="not a run, an adapter or a model"):
+        source.resolve(str(tmp_path))
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="not a directory"):
+        source.resolve(str(tmp_path / "file"))
+
+
+def remove(name: str) -> Callable[[Path], Any]:
+    return lambda base: (base / name).unlink()
+
+
+def only_pickles(base: Path) -> None:
+    (base / "model.safetensors").unlink()
+    (base / "pytorch_model.bin").write_bytes(b"")
+
+
+def lose_a_shard(base: Path) -> None:
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def no_tokenizer(base: Path) -> None:
+    for path in base.glob("tokenizer*"):
+        path.unlink()
+
+
+def four_bit(base: Path) -> None:
+    config = json.loads((base / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (base / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (remove("model.safetensors"), "no safetensors weights"),
+        (only_pickles, "no safetensors weights"),
+        (lose_a_shard, "lacks model-00001-of-00002"),
+        (remove("tokenizer.model"), "no tokenizer.model"),
+        (no_tokenizer, "no tokenizer"),
+        (four_bit, "bitsandbytes"),
+    ],
+)
+def test_an_incomplete_base_is_refused_early(damage: Callable[[Path], Any], says: str, copy_of_nano: Path) -> None:
+    damage(copy_of_nano)
+    with pytest.raises(UserError, match=says):
+        source.resolve(str(copy_of_nano))
