@@ -21,13 +21,12 @@ TAIL = 3  # lines of a dead child's stderr to show
 
 
 class Child:
-    """`python -m MODULE`, given one job; its events arrive in `events` as `(name, event)`, `None` when it has ended."""
+    """`python -m MODULE`, given one job; its events arrive in `events`, `None` when it has ended."""
 
     def __init__(self, name: str, module: str, job: dict[str, Any], events: Events) -> None:
         self.name = name
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
-        source = str(Path(ftllm.__file__).resolve().parent.parent)
-        paths = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
+        paths = [*_source_path(), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", module],
             stdin=subprocess.PIPE,
@@ -91,6 +90,12 @@ class Child:
             for line in self._process.stdout:
                 self._events.put((self, json.loads(line)))
         self._events.put((self, None))
+
+
+def _source_path() -> list[str]:
+    """Where a child finds ftllm when it is run from a checkout; installed, it is found anyway."""
+    source = Path(ftllm.__file__).resolve().parent.parent
+    return [] if {"site-packages", "dist-packages"} & set(source.parts) else [str(source)]
 
 
 class Events(queue.Queue["tuple[Child, dict[str, Any] | None]"]):

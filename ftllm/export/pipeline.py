@@ -94,7 +94,7 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
         model, converter, wanted, {quant: out / f"{model.name}-{quant}.gguf" for quant in wanted}, request.verify
     )
     with ExitStack() as stack:
-        work.start(stack, dry_run=request.dry_run)
+        work.start(stack, reporter, dry_run=request.dry_run)
         plan = work.wait_for_plan(reporter)
         room = preflight.measure(plan, out, verify=request.verify != "none")
         for file in plan["files"]:
@@ -157,7 +157,7 @@ class _Work:
         self.ready = False
         self.base_hashes: Future[dict[str, str]]
 
-    def start(self, stack: ExitStack, *, dry_run: bool) -> None:
+    def start(self, stack: ExitStack, reporter: Reporter, *, dry_run: bool) -> None:
         """Start everything; whatever happens, the processes end and partial files go."""
         stack.callback(self._remove_partials)
         pool = ThreadPoolExecutor(1, "hash")
@@ -175,9 +175,11 @@ class _Work:
         }
         self.worker = Child("converting", "ftllm.export.worker", job, self.events)
         stack.callback(self.worker.kill)
+        stack.callback(lambda: reporter.detail(self.worker.log()))
         if self.verifying and not dry_run:
-            self.verifier = Child("verifying", "ftllm.export.verifier", both, self.events)
-            stack.callback(self.verifier.kill)
+            verifier = self.verifier = Child("verifying", "ftllm.export.verifier", both, self.events)
+            stack.callback(verifier.kill)
+            stack.callback(lambda: reporter.detail(verifier.log()))
 
     def wait_for_plan(self, reporter: Reporter) -> dict[str, Any]:
         """The worker's plan; the base's hashes are looked at as soon as they are there."""

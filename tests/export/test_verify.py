@@ -35,7 +35,7 @@ def tokens(nano: Path, truth: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def verify(lora_files: dict[str, Path], truth: Any, tokens: Any) -> Callable[..., tuple[dict[str, Any], list[str]]]:
+def verify(truth: Any, tokens: Any) -> Callable[..., tuple[dict[str, Any], list[str]]]:
     """The verifier's whole check on one file, against the nano model with the adapter."""
     from ftllm.export import verifier
     from ftllm.export.reference import sequences

@@ -1,0 +1,204 @@
+"""`ftllm export` from outside: what it prints, what it leaves, how it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from ftllm.errors import WorkError
+from ftllm.export import source
+from ftllm.export.child import Child, Events
+from ftllm.files import sha256_file
+from ftllm.llama.header import read_header
+from ftllm.runs import Run
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "ftllm", "export", *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+
+
+def export(*arguments: object, place: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), cwd=place, env=environment(), capture_output=True, text=True, check=False, timeout=600
+    )
+
+
+def events(output: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in output.splitlines()]
+
+
+@pytest.fixture
+def run(lora: Any, nano: Path, converter: Any, tmp_path: Path) -> Run:
+    """A finished run on the nano model, as training leaves it."""
+    del converter
+    made = Run(tmp_path / "runs" / "ft-001")
+    made.path.mkdir(parents=True)
+    shutil.copytree(lora.adapter, made.adapter)
+    hashes = {path.name: sha256_file(path) for path in source.base_files(nano)}
+    base = {"path": str(nano), "files": hashes}
+    made.write_manifest({"status": "finished", "started": "2026-01-01", "base": base, "config": {"preset": "ft"}})
+    return made
+
+
+def test_the_latest_run_becomes_verified_files(run: Run, tmp_path: Path) -> None:
+    done = export("--quant", "q4_k_m,F32", "--json", place=tmp_path)
+    assert done.returncode == 0, done.stderr
+    seen = events(done.stdout)
+    last = seen[-1]
+    assert last["event"] == "done"
+    assert last["verified"] is True
+    assert [file["type"] for file in last["files"]] == ["Q4_K_M", "F32"]
+    assert {event["event"] for event in seen} >= {"plan", "progress", "verified", "done"}
+    for file in last["files"]:
+        path = tmp_path / file["path"]
+        assert path == run.gguf / f"nano-ft-001-{file['type']}.gguf"
+        assert file["bytes"] == path.stat().st_size
+        assert file["sha256"] == sha256_file(path)
+    assert last["files"][1]["verification"]["kl_divergence"] < 1e-5
+    record = json.loads((run.gguf / "export.json").read_text())["files"]
+    assert sorted(path.name for path in run.gguf.iterdir()) == ["export.json", *sorted(record)]
+    entry = record["nano-ft-001-Q4_K_M.gguf"]
+    assert entry["tensors_changed_by_adapter"] == 42
+    assert entry["source"]["base_files"]["model.safetensors"]
+    header = read_header(run.gguf / "nano-ft-001-Q4_K_M.gguf")
+    assert entry["bits_per_weight"] == pytest.approx(header.bits_per_weight)
+    assert header.metadata["ftllm.run"] == "ft-001"
+    assert header.metadata["general.base_model.0.name"] == "nano"
+    assert header.file_type == "Q4_K_M"
+    again = export("ft-001", "--verify", "none", "--out", tmp_path / "again", "--quiet", place=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert Path(again.stdout.strip()).read_bytes() == header.path.read_bytes()
+
+
+def test_a_dry_run_writes_nothing(run: Run, tmp_path: Path) -> None:
+    done = export("ft-001", "--dry-run", "--json", place=tmp_path)
+    assert done.returncode == 0, done.stderr
+    last = events(done.stdout)[-1]
+    assert last["dry_run"] is True
+    assert last["verified"] is False
+    assert last["files"][0]["bytes"] > 3_000_000
+    assert not run.gguf.exists()
+
+
+def test_a_tokenizer_saved_again_is_caught(copy_of_nano: Path, converter: Any, tmp_path: Path) -> None:
+    """transformers 5 writes no `added_tokens_decoder`: beside it, tokenizer.model alone converts, but wrongly."""
+    del converter
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(copy_of_nano).save_pretrained(tmp_path / "saved")
+    for path in (tmp_path / "saved").iterdir():
+        shutil.copy(path, copy_of_nano)
+    config = json.loads((copy_of_nano / "tokenizer_config.json").read_text())
+    assert "added_tokens_decoder" not in config
+    done = export(copy_of_nano, "--out", tmp_path / "out", place=tmp_path)
+    assert done.returncode == 1
+    assert "failed its verification" in done.stderr
+    assert "_of_turn>" in done.stderr or "splits text" in done.stderr
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_key_that_matches_nothing_is_refused(lora: Any, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    adapter = shutil.copytree(lora.adapter, tmp_path / "adapter")
+    weights = load_file(adapter / "adapter_model.safetensors")
+    renamed = {name.replace("layers.5.mlp", "layers.6.mlp"): values for name, values in weights.items()}
+    save_file(renamed, adapter / "adapter_model.safetensors")
+    done = export(adapter, "--out", tmp_path / "out", place=tmp_path)
+    assert done.returncode == 2
+    assert "the adapter changes model.layers.6.mlp.down_proj, which nano does not have" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_control_c_leaves_nothing(nano: Path, converter: Any, tmp_path: Path) -> None:
+    del converter
+    arguments = command(nano, "--out", tmp_path / "out", "--quant", "F32,IQ3_S,Q4_K_M", "--json")
+    process = subprocess.Popen(
+        arguments, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if json.loads(line)["event"] == "progress":
+            break
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert children
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.strip().splitlines()[-1] == "interrupted"
+    assert list((tmp_path / "out").iterdir()) == []
+    assert not psutil.wait_procs(children, timeout=10)[1]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line(nano: Path, converter: Any, tmp_path: Path) -> None:
+    del converter
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "nano-Q8_0.gguf.partial").symlink_to("/dev/full")
+    done = export(nano, "--quant", "Q8_0,Q4_K_M", "--out", out, "--verify", "none", place=tmp_path)
+    assert done.returncode == 1
+    assert f"error: no space left while writing {out}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says", "hint"),
+    [
+        (["--quant", "Q4_KM"], "'Q4_KM' is not a quantization type", "did you mean Q4_K_M?"),
+        (["--quant", "IQ2_XS"], "IQ2_XS needs an importance matrix", "IQ3_XS"),
+        ([], "no finished run in runs", "ftllm train"),
+        (["nowhere"], "no run or directory called nowhere", "runs"),
+    ],
+)
+def test_bad_input_is_one_line_and_a_hint(arguments: list[str], says: str, hint: str, tmp_path: Path) -> None:
+    done = export(*arguments, place=tmp_path)
+    assert done.returncode == 2
+    error, help_ = done.stderr.strip().splitlines()
+    assert says in error
+    assert hint in help_
+
+
+def test_a_full_disk_is_foreseen(tmp_path: Path) -> None:
+    from ftllm.export.preflight import Room, require
+
+    with pytest.raises(WorkError, match=r"no space left: the files take 2\.0 GB"):
+        require(Room(2_000_000_000, 1_000_000_000, 0, None), tmp_path)
+    with pytest.raises(WorkError, match="not enough memory"):
+        require(Room(1, 2, 3_000_000_000, 1_000_000_000), tmp_path)
+
+
+def drain(events_: Events) -> None:
+    while True:
+        events_.next()
+
+
+def test_a_worker_that_dies_is_the_work_failing(tmp_path: Path) -> None:
+    job = {"converter": str(tmp_path), "base": str(tmp_path), "adapter": None}
+    events_ = Events()
+    worker = Child("converting", "ftllm.export.worker", job, events_)
+    try:
+        with pytest.raises(WorkError, match=r"converting process ended with code 1: .*No module named 'conversion'"):
+            drain(events_)
+    finally:
+        worker.kill()
+    waiting = Child("converting", "ftllm.export.worker", {**job, "converter": "/"}, Events())
+    os.kill(waiting._process.pid, signal.SIGKILL)
+    assert "was killed by SIGKILL" in waiting.failure().message
+    waiting.kill()
