@@ -219,6 +219,7 @@ class _Child:
 
     def end(self, timeout: float) -> None:
         """Ask the child to go by closing its input; kill it when it does not."""
+        crashed = self.process.poll() is not None
         with self._write_lock, suppress(OSError):
             _pipe(self.process.stdin).close()
         try:
@@ -227,7 +228,7 @@ class _Child:
             self.process.kill()
             self.process.wait()
         self.join(timeout)
-        if self.process.returncode == 0:
+        if not crashed:
             logs.remove(self.log)
 
     def join(self, timeout: float) -> None:
