@@ -36,10 +36,9 @@ def doctor(
 
     Exits with 1 when something every verb needs does not work.
 
+    \b
     Examples:
-
       ftllm doctor
-
       ftllm doctor --fetch
     """
     reporter = Reporter(quiet=quiet or json_output, verbose=verbose)

@@ -50,14 +50,11 @@ def export(
     The adapter is added in float32 while the base streams by, straight into the quantizer: no merged copy, no 16-bit
     file in between. Several types take one pass.
 
+    \b
     Examples:
-
       ftllm export
-
       ftllm export my-run --quant Q4_K_M,Q8_0
-
       ftllm export models/nano --quant F16 --out /tmp/gguf
-
       ftllm export my-run --dry-run
     """
     from ftllm.export import pipeline

@@ -122,17 +122,22 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if not 2 <= length <= min(LARGEST_HEADER, size - 8):
-                raise UserError(f"{path} is not a safetensors file, or is cut short", "copy or train it again")
+                raise UserError(
+                    f"{path} is not a safetensors file, or is cut short", "copy, download or train it again"
+                )
             header: dict[str, Any] = json.loads(file.read(length))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}", "is the directory complete?") from None
     except ValueError:
-        raise UserError(f"{path} is not a safetensors file: its header is not JSON", "copy or train it again") from None
+        raise UserError(
+            f"{path} is not a safetensors file: its header is not JSON", "copy, download or train it again"
+        ) from None
     header.pop("__metadata__", None)
     end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if size != 8 + length + end:
         raise UserError(
-            f"{path} is cut short: {size} bytes where its header promises {8 + length + end}", "copy or train it again"
+            f"{path} is cut short: {size} bytes where its header promises {8 + length + end}",
+            "copy, download or train it again",
         )
     return {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
 

@@ -6,9 +6,10 @@ transformers what the result must predict. A file gets its final name only when 
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,6 +86,7 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
     wanted = quants.parse(request.quants)
     model = source.resolve(request.given, base=request.base, runs_root=request.runs_root, offline=request.offline)
     reporter.say(f"Exporting {describe(model)} to {', '.join(wanted)}")
+    reporter.event("source", source=describe(model), types=wanted)
     if model.adapter is not None:
         read_adapter(model.adapter)
         _warn_of_template(model, reporter)
@@ -93,6 +95,8 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
     work = _Work(
         model, converter, wanted, {quant: out / f"{model.name}-{quant}.gguf" for quant in wanted}, request.verify
     )
+    if work.verifying and not request.dry_run:
+        preflight.require_reference(source.parameters(model.base))
     with ExitStack() as stack:
         work.start(stack, reporter, dry_run=request.dry_run)
         plan = work.wait_for_plan(reporter)
@@ -160,9 +164,7 @@ class _Work:
     def start(self, stack: ExitStack, reporter: Reporter, *, dry_run: bool) -> None:
         """Start everything; whatever happens, the processes end and partial files go."""
         stack.callback(self._remove_partials)
-        pool = ThreadPoolExecutor(1, "hash")
-        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-        self.base_hashes = pool.submit(source.check_base, self.model)
+        self.base_hashes = _in_background(lambda: source.check_base(self.model))
         adapter = str(self.model.adapter) if self.model.adapter else None
         both = {"base": str(self.model.base), "adapter": adapter}
         job = {
@@ -280,6 +282,20 @@ class _Work:
     def _remove_partials(self) -> None:
         for path in self.paths.values():
             files.partial_path(path).unlink(missing_ok=True)
+
+
+def _in_background(work: Callable[[], dict[str, str]]) -> Future[dict[str, str]]:
+    """Run `work` on a thread that does not keep the program from ending: hashing a large base takes minutes."""
+    future: Future[dict[str, str]] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="hash", daemon=True).start()
+    return future
 
 
 def _entry(

@@ -54,6 +54,20 @@ def require(room: Room, out: Path) -> None:
         )
 
 
+def require_reference(parameters: int) -> None:
+    """Refuse to verify a model that does not fit in memory as float32, before anything is loaded.
+
+    Raises:
+        WorkError: too little memory.
+    """
+    free, needed = memory_free(), PROCESS + 4 * parameters
+    if free is not None and needed > free:
+        raise WorkError(
+            f"not enough memory to verify: the model in float32 takes {human(needed)}, {human(free)} are free",
+            "close other programs, or export unverified with --verify none",
+        )
+
+
 def disk_free(path: Path) -> int:
     """Free bytes where `path` is, or will be."""
     place = path.resolve()

@@ -6,11 +6,13 @@ import json
 import os
 import re
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from ftllm import runs
 from ftllm.errors import UserError, WorkError
+from ftllm.export.lora import read_header
 from ftllm.files import sha256_file
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -107,7 +109,7 @@ def check_checkpoint(model: Path) -> None:
 
 
 def check_shards(model: Path) -> None:
-    """Refuse a checkpoint without safetensors, or one whose index names a file that is not there."""
+    """Refuse a checkpoint without safetensors, with a shard cut short, or with one missing that its index names."""
     weights = sorted(model.glob("model*.safetensors"))
     index = model / "model.safetensors.index.json"
     if index.is_file():
@@ -119,12 +121,20 @@ def check_shards(model: Path) -> None:
         pickled = sorted(model.glob("*.bin"))
         hint = "convert them to safetensors first; pickled weights are never loaded" if pickled else "is it complete?"
         raise UserError(f"{model} has no safetensors weights", hint)
+    for shard in weights:
+        read_header(shard)
 
 
 def base_files(model: Path) -> list[Path]:
     """The files of a checkpoint that decide what comes out: weights, configuration and tokenizer."""
     names = ("config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
     return sorted({*model.glob("model*.safetensors"), *(model / name for name in names if (model / name).is_file())})
+
+
+def parameters(model: Path) -> int:
+    """Weights in a checkpoint, counted from its shards' headers."""
+    shards = sorted(model.glob("model*.safetensors"))
+    return sum(prod(shape) for shard in shards for _, shape in read_header(shard).values())
 
 
 def check_base(source: Source) -> dict[str, str]:

@@ -105,6 +105,12 @@ def lose_a_shard(base: Path) -> None:
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def cut_a_shard(base: Path) -> None:
+    data = (base / "model.safetensors").read_bytes()
+    (base / "model.safetensors").unlink()
+    (base / "model.safetensors").write_bytes(data[:-100])
+
+
 def no_tokenizer(base: Path) -> None:
     for path in base.glob("tokenizer*"):
         path.unlink()
@@ -121,6 +127,7 @@ def four_bit(base: Path) -> None:
     [
         (remove("model.safetensors"), "no safetensors weights"),
         (only_pickles, "no safetensors weights"),
+        (cut_a_shard, "cut short"),
         (lose_a_shard, "lacks model-00001-of-00002"),
         (remove("tokenizer.model"), "no tokenizer.model"),
         (no_tokenizer, "no tokenizer"),
