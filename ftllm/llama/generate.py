@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
+from threading import Lock
 from typing import Literal
 
 import numpy as np
 
 from ftllm.errors import UserError, WorkError
 from ftllm.llama.context import Context, check_fits
-from ftllm.llama.machine import available_memory
+from ftllm.llama.machine import available_memory, default_threads, run_side_by_side, side_by_side
 from ftllm.llama.model import Model
 from ftllm.llama.sampling import Sampler, Sampling
 
@@ -52,9 +53,9 @@ def generate_batch(
     *,
     sampling: Sampling,
     max_tokens: int,
-    parallel: int = 16,
+    parallel: int = 8,
     on_done: Callable[[int, Generation], None] | None = None,
-    n_threads: int | None = None,
+    workers: int | None = None,
 ) -> list[Generation]:
     """Answer every prompt; the same greedy answers as one by one, but for ties that rounding decides.
 
@@ -64,8 +65,10 @@ def generate_batch(
     Args:
         prompts: token ids of each, BOS included.
         max_tokens: of each answer; an answer also ends where the model's context does.
-        parallel: sequences at once; fewer where their caches would not fit in memory.
-        on_done: called with a prompt's index and its answer as soon as it is finished.
+        parallel: sequences that share a batch; fewer where their caches would not fit in memory.
+        on_done: called with a prompt's index and its answer as soon as it is finished, one call at a time.
+        workers: contexts side by side, each with its share of the prompts and of the CPU threads. None chooses: one,
+            but one a core for models so small that threads would wait for each other longer than they work.
 
     Raises:
         UserError: a prompt is empty or longer than the model's context.
@@ -79,47 +82,77 @@ def generate_batch(
             raise UserError(f"prompt {index} is empty", "give it some text")
         check_fits(model, prompt, limit)
     n_ctx = min(max(map(len, prompts)) + max_tokens, limit)
-    n_sequences = max(1, min(parallel, len(prompts), _affordable(model, n_ctx)))
-    base_seed = random.SystemRandom().getrandbits(32) if sampling.seed is None else sampling.seed
-    results: list[Generation | None] = [None] * len(prompts)
-    queue = deque(range(len(prompts)))
-    slots: dict[int, _Slot] = {}
+    affordable = _affordable(model, n_ctx)
+    n_workers = max(1, min(workers or side_by_side(model.n_params), affordable, -(-len(prompts) // 2)))
+    n_sequences = max(1, min(parallel, affordable // n_workers, -(-len(prompts) // n_workers)))
+    seed = random.SystemRandom().getrandbits(32) if sampling.seed is None else sampling.seed
+    job = _Job(model, prompts, replace(sampling, seed=seed), max_tokens, n_ctx, n_sequences, on_done)
+    # every worker has prompts of its own, so that what shares a batch, and hence rounding, does not depend on timing
+    run_side_by_side(n_workers, lambda worker: _answer(job, range(worker, len(prompts), n_workers), n_workers))
+    return [job.results[index] for index in range(len(prompts))]
 
-    def finish(sequence: int, reason: Literal["stop", "length"]) -> None:
-        slot = slots.pop(sequence)
+
+@dataclass(frozen=True)
+class _Job:
+    """What all workers share."""
+
+    model: Model
+    prompts: Sequence[Sequence[int]]
+    sampling: Sampling
+    max_tokens: int
+    n_ctx: int
+    n_sequences: int
+    on_done: Callable[[int, Generation], None] | None
+    results: dict[int, Generation] = field(default_factory=dict)
+    lock: Lock = field(default_factory=Lock)
+
+    def finish(self, slot: _Slot, reason: Literal["stop", "length"]) -> None:
         if slot.sampler is not None:
             slot.sampler.close()
-        context.remove(sequence, 0)
-        result = Generation(tuple(slot.tokens), model.decode_text(slot.tokens), reason)
-        results[slot.index] = result
-        if on_done is not None:
-            on_done(slot.index, result)
+        result = Generation(tuple(slot.tokens), self.model.decode_text(slot.tokens), reason)
+        with self.lock:
+            self.results[slot.index] = result
+            if self.on_done is not None:
+                self.on_done(slot.index, result)
 
+
+def _answer(job: _Job, indices: range, n_workers: int) -> Generator[None, None, None]:
+    """Answer the prompts of one worker, pausing after every batch."""
+    model, queue = job.model, deque(indices)
+    slots: dict[int, _Slot] = {}
+    n_threads = max(1, default_threads(model.n_params) // n_workers)
     with Context(
-        model, n_ctx=n_ctx, n_batch=BATCH, n_threads=n_threads, n_seq_max=n_sequences, n_outputs=n_sequences
+        model,
+        n_ctx=job.n_ctx,
+        n_batch=BATCH,
+        n_threads=n_threads,
+        n_seq_max=job.n_sequences,
+        n_outputs=job.n_sequences,
     ) as context:
         while queue or slots:
-            for sequence in range(n_sequences):
+            for sequence in range(job.n_sequences):
                 if sequence not in slots and queue:
                     index = queue.popleft()
-                    slots[sequence] = _Slot(index, _sampler(model, sampling, base_seed + index), list(prompts[index]))
+                    slots[sequence] = _Slot(index, _sampler(job, index), list(job.prompts[index]))
             for sequence, token in _step(context, slots).items():
                 slot = slots[sequence]
-                if model.is_eog(token):
-                    finish(sequence, "stop")
-                    continue
-                slot.tokens.append(token)
-                slot.pending = [token]
-                if len(slot.tokens) >= max_tokens or slot.position >= n_ctx:
-                    finish(sequence, "length")
-    return [result for result in results if result is not None]
+                reason: Literal["stop", "length"] | None = "stop" if model.is_eog(token) else None
+                if reason is None:
+                    slot.tokens.append(token)
+                    slot.pending = [token]
+                    if len(slot.tokens) >= job.max_tokens or slot.position >= job.n_ctx:
+                        reason = "length"
+                if reason is not None:
+                    job.finish(slots.pop(sequence), reason)
+                    context.remove(sequence, 0)
+            yield
 
 
-def _sampler(model: Model, sampling: Sampling, seed: int) -> Sampler | None:
+def _sampler(job: _Job, index: int) -> Sampler | None:
     """A prompt's own sampler; None where the largest of the bare logits is all that is wanted."""
-    if sampling.greedy and sampling.repeat_penalty == 1.0:
+    if job.sampling.greedy and job.sampling.repeat_penalty == 1.0:
         return None
-    return Sampler(model, replace(sampling, seed=seed))
+    return Sampler(job.model, replace(job.sampling, seed=(job.sampling.seed or 0) + index))
 
 
 def _step(context: Context, slots: dict[int, _Slot]) -> dict[int, int]:

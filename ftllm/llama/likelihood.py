@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from ftllm.errors import UserError, WorkError
 from ftllm.likelihood import Likelihood, targets
 from ftllm.llama.context import Context
+from ftllm.llama.machine import default_threads, run_side_by_side, side_by_side
 from ftllm.llama.model import Model
 from ftllm.render import Row
 
@@ -22,13 +24,14 @@ def llama_likelihood(
     rows: Sequence[Row],
     *,
     on_row: Callable[[int], None] | None = None,
-    n_threads: int | None = None,
+    workers: int | None = None,
 ) -> Likelihood:
     """Likelihood of rows' labelled tokens under a GGUF, with the ids and the mask of `ftllm.render`.
 
     Args:
         rows: from `ftllm.render`.
-        on_row: called with each row's index when it is done.
+        on_row: called with each row's index when it is done, one call at a time.
+        workers: contexts side by side; None chooses as `generate_batch` does. The result does not depend on it.
 
     Raises:
         UserError: a row has a token the model does not have.
@@ -40,24 +43,30 @@ def llama_likelihood(
                 f"{row.source}: token {max(row.input_ids)} is beyond {model.path.name}'s {model.n_vocab}",
                 "the rows were rendered with another tokenizer",
             )
-    longest = max((len(row.input_ids) for row in rows), default=0)
-    per_row: list[tuple[float, int]] = []
+    n_ctx = max((len(row.input_ids) for row in rows), default=1) or 1
+    n_workers = max(1, min(workers or side_by_side(model.n_params), len(rows)))
+    n_threads = max(1, default_threads(model.n_params) // n_workers)
     n_outputs = min(BATCH, max(1, LOGITS_BYTES // (4 * model.n_vocab)))
-    with Context(
-        model,
-        n_ctx=max(longest, 1),
-        n_batch=BATCH,
-        n_threads=n_threads,
-        n_outputs=n_outputs,
-        flash_attention=False,
-    ) as context:
-        for index, row in enumerate(rows):
-            wanted = targets(row)
-            context.clear()
-            per_row.append((_row_nats(context, row.input_ids, wanted, n_outputs, row.source), len(wanted)))
-            if on_row is not None:
-                on_row(index)
-    return Likelihood.of_rows(per_row)
+    found: dict[int, tuple[float, int]] = {}
+    lock = Lock()
+
+    def work(worker: int) -> Generator[None, None, None]:
+        with Context(
+            model, n_ctx=n_ctx, n_batch=BATCH, n_threads=n_threads, n_outputs=n_outputs, flash_attention=False
+        ) as context:
+            for index in range(worker, len(rows), n_workers):
+                row = rows[index]
+                wanted = targets(row)
+                context.clear()
+                nats_of_row = _row_nats(context, row.input_ids, wanted, n_outputs, row.source)
+                with lock:
+                    found[index] = nats_of_row, len(wanted)
+                    if on_row is not None:
+                        on_row(index)
+                yield
+
+    run_side_by_side(n_workers, work)
+    return Likelihood.of_rows([found[index] for index in range(len(rows))])
 
 
 def _row_nats(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 TINY_PARAMETERS = 30_000_000  # below, one token takes about as long as threads take to meet
 
@@ -39,6 +42,47 @@ def default_threads(n_params: int) -> int:
     Threads meet after every operation; on a busy machine two ran a 4 M model six times slower than one.
     """
     return 1 if n_params < TINY_PARAMETERS else physical_cores()
+
+
+def side_by_side(n_params: int) -> int:
+    """How many evaluations of a model to run at once, each with its share of the threads.
+
+    One, which has all the threads; a tiny model, evaluated by one thread, runs once a core.
+    """
+    return physical_cores() if default_threads(n_params) == 1 else 1
+
+
+def run_side_by_side(count: int, work: Callable[[int], Generator[None, None, None]]) -> None:
+    """Run `work(0)` to `work(count - 1)` to their ends, each in a thread when there are several.
+
+    `work` yields now and then; when one fails, or the person interrupts, the others stop at their next yield, and
+    the first failure is raised.
+    """
+    if count == 1:
+        for _ in work(0):
+            pass
+        return
+    stop = Event()
+
+    def run(number: int) -> None:
+        steps = work(number)
+        try:
+            for _ in steps:
+                if stop.is_set():
+                    return
+        except BaseException:
+            stop.set()
+            raise
+        finally:
+            steps.close()
+
+    with ThreadPoolExecutor(count) as pool:
+        futures = [pool.submit(run, number) for number in range(count)]
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            stop.set()
 
 
 def _quota() -> int | None:

@@ -47,12 +47,12 @@ def singles(gemma: Model) -> list[tuple[list[int], list[float]]]:
     return [one_by_one(gemma, prompt, 24) for prompt in prompts_of(7)]
 
 
-@pytest.mark.parametrize("parallel", [1, 3, 8])
+@pytest.mark.parametrize(("parallel", "workers"), [(1, 1), (3, 1), (8, 1), (2, 3)])
 def test_greedy_answers_are_those_of_one_by_one(
-    gemma: Model, singles: list[tuple[list[int], list[float]]], parallel: int
+    gemma: Model, singles: list[tuple[list[int], list[float]]], parallel: int, workers: int
 ) -> None:
     prompts = prompts_of(7)
-    answers = generate_batch(gemma, prompts, sampling=GREEDY, max_tokens=24, parallel=parallel)
+    answers = generate_batch(gemma, prompts, sampling=GREEDY, max_tokens=24, parallel=parallel, workers=workers)
     compared = 0
     for (tokens, margins), answer in zip(singles, answers, strict=True):
         sure = next((index for index, margin in enumerate(margins) if margin < TIE), len(tokens))
@@ -61,6 +61,18 @@ def test_greedy_answers_are_those_of_one_by_one(
             assert list(answer.tokens) == tokens
         compared += sure
     assert compared > 60  # of 168: ties may not explain everything away
+
+
+def test_one_failure_stops_all_workers(gemma: Model) -> None:
+    told: list[int] = []
+
+    def on_done(index: int, _answer: Generation) -> None:
+        told.append(index)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate_batch(gemma, prompts_of(20), sampling=GREEDY, max_tokens=20, parallel=2, workers=2, on_done=on_done)
+    assert len(told) <= 2
 
 
 def test_answers_say_why_they_ended(gemma: Model) -> None:
