@@ -18,7 +18,9 @@ SEAL = "sha256.json"  # hashes of a checkpoint's files, written last
 NAME = re.compile(r"checkpoint-(\d+)")
 # How the libraries that write weights word a full disk: safetensors, torch.
 NO_SPACE = re.compile(
-    r"no space left|os error 28|disk quota|os error 122|file write failed|failed writing|unexpected pos", re.I
+    r"no space left|os error 28|disk quota|os error 122|file too large|os error 27"
+    r"|file write failed|failed writing|unexpected pos",
+    re.IGNORECASE,
 )
 
 

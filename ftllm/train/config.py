@@ -142,7 +142,8 @@ class TrainConfig(Group):
     )
     noise: NoiseConfig = NoiseConfig()
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="of the base weights and the computation"
+        default="auto",
+        description="of base and computation; auto: bfloat16, but float32 for up to 1e9 weights on a CPU",
     )
     load_in_4bit: Literal["auto"] | bool = Field(
         default="auto", description="auto: on a GPU with bitsandbytes; never on a CPU"

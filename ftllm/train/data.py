@@ -245,3 +245,48 @@ def collate(rows: Sequence[dict[str, Sequence[int]]], pad_id: int) -> dict[str, 
         labels[i, :length] = torch.tensor(row["labels"])
         attention_mask[i, :length] = 1
     return {"input_ids": input_ids, "labels": labels, "attention_mask": attention_mask}
+
+
+def pack(rows: Sequence[dict[str, Sequence[int]]]) -> dict[str, Any]:
+    """Rows one after another in one long row, without padding.
+
+    The positions start again with each row, from which transformers' masks keep the rows apart.
+
+    Returns:
+        `input_ids`, `labels` and `position_ids`, int64 [1, tokens].
+    """
+    import torch
+
+    input_ids = [token for row in rows for token in row["input_ids"]]
+    # A row's first token is predicted by nothing; here it would be by the row before.
+    labels = [label for row in rows for label in (IGNORED, *row["labels"][1:])]
+    positions = [position for row in rows for position in range(len(row["input_ids"]))]
+    return {
+        "input_ids": torch.tensor([input_ids]),
+        "labels": torch.tensor([labels]),
+        "position_ids": torch.tensor([positions]),
+    }
+
+
+def _columns(input_ids: Sequence[int], labels: Sequence[int]) -> dict[str, Sequence[int]]:
+    return {"input_ids": input_ids, "labels": labels}
+
+
+def keeps_rows_apart(model: Any, rows: Sequence[Row]) -> bool:
+    """Whether the model gives a packed row the logits it gives the row alone, seen by trying the first two."""
+    import torch
+
+    if len(rows) < 2:
+        return True
+    first, second = (_columns(row.input_ids[:64], row.labels[:64]) for row in rows[:2])
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            packed = pack([first, second])
+            alone = model(**{**pack([second]), "labels": None}, use_cache=False).logits[0].float()
+            together = model(**{**packed, "labels": None}, use_cache=False).logits[0].float()
+    finally:
+        model.train(training)
+    difference = (together[len(first["input_ids"]) :] - alone).norm() / alone.norm()
+    return bool(difference < (1e-3 if next(model.parameters()).dtype == torch.float32 else 3e-2))

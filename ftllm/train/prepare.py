@@ -51,6 +51,18 @@ class Prepared:
     device: backends.Device
 
     @property
+    def decided(self) -> TrainConfig:
+        """The configuration with nothing left to the machine: every `auto` is what it became here."""
+        return self.config.model_copy(
+            update={
+                "backend": self.backend,
+                "precision": self.device.precision,
+                "load_in_4bit": self.device.four_bit,
+                "optimizer": "adamw_8bit" if self.device.eight_bit else "adamw",
+            }
+        )
+
+    @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch; the last may be smaller."""
         batches = -(-len(self.plan.units) // self.config.batch_size)
@@ -70,7 +82,7 @@ def prepare(config: TrainConfig, found: Base, corpus: Corpus, reporter: Reporter
     """
     with clock.part("libraries"):
         chosen, reason = backends.choose(config)
-        device = backends.device(config)
+        device = backends.device(config, found.parameters())
         if chosen == "unsloth":
             from ftllm.train import unsloth
 

@@ -150,10 +150,11 @@ def _first_manifest(run: Run, prepared: Prepared, clock: Clock) -> dict[str, Any
         "finished": None,
         "base": record,
         "data": list(prepared.corpus.files),
-        "config": config.model_dump(mode="json"),
+        "config": prepared.decided.model_dump(mode="json"),
         "seed": config.seed,
         "backend": prepared.backend,
         "device": device.kind,
+        "threads": backend.threads(),
         "precision": {
             "weights": "nf4" if device.four_bit else device.precision,
             "compute": device.precision,
@@ -196,7 +197,7 @@ def _work(run: Run, prepared: Prepared, manifest: dict[str, Any], reporter: Repo
     manifest["trainable_parameters"] = trainable
     announce(run, prepared, manifest, step, reporter)
     if not run.config.exists():
-        write_text(run.config, _header(run) + to_yaml(prepared.config))
+        write_text(run.config, _header(run) + to_yaml(prepared.decided))
     run.write_manifest(manifest)
     table = training.Table(prepared.rows, prepared.plan)
     metrics = Metrics(run.metrics, step)
@@ -230,7 +231,11 @@ def _work(run: Run, prepared: Prepared, manifest: dict[str, Any], reporter: Repo
         with _best_effort():
             run.write_manifest(manifest | {"status": "failed", "error": f"{type(error).__name__}: {error}"})
         raise
-    manifest["results"] |= {"steps": prepared.steps, "train_loss": metrics.train_loss}
+    manifest["results"] |= {
+        "steps": prepared.steps,
+        "train_loss": metrics.train_loss,
+        "peak_memory_bytes": backend.peak_memory(prepared.device),
+    }
     clock.timings["rows_in_training"] = round(table.seconds, 3)
     manifest |= {"status": "finished", "finished": now(), "timings": clock.timings | {"total": clock.seconds}}
     run.write_manifest(manifest)
@@ -306,4 +311,5 @@ def _publish_adapter(run: Run, model: Any, found: Base, save: Callable[[Any, Pat
         if isinstance(config.get("target_modules"), list):
             config["target_modules"].sort()  # a set in peft: its order would differ from run to run
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (directory / "adapter_model.safetensors").chmod(path.stat().st_mode)  # safetensors makes it the owner's alone
         found.copy_tokenizer(directory)

@@ -17,10 +17,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl import SFTConfig, SFTTrainer
 
 from ftllm.errors import WorkError
+from ftllm.render import Row
 from ftllm.train import checkpoints
 from ftllm.train.backend import Device
 from ftllm.train.config import TrainConfig
-from ftllm.train.data import Plan, Rows, collate
+from ftllm.train.data import Plan, Rows, collate, keeps_rows_apart, pack
+from ftllm.train.head import install
 from ftllm.train.metrics import Metrics
 
 
@@ -43,6 +45,10 @@ class Table:
         drawn = [self.rows.draw(self.plan.units[index], self.epoch) for index in batch["unit"]]
         self.seconds += time.perf_counter() - started
         return {"input_ids": [row.input_ids for row in drawn], "labels": [row.labels for row in drawn]}
+
+    def first(self, count: int) -> list[Row]:
+        """The first rows of the first epoch."""
+        return [self.rows.draw(unit, 0) for unit in self.plan.units[:count]]
 
 
 class Watcher(TrainerCallback):  # type: ignore[misc]
@@ -148,7 +154,7 @@ def make(
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(config.schedule, config.schedule),
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
-        optim=device.optimizer,
+        optim="paged_adamw_8bit" if device.eight_bit else "adamw_torch",
         max_grad_norm=config.max_grad_norm,
         num_train_epochs=config.epochs,
         max_steps=config.max_steps or -1,
@@ -175,12 +181,16 @@ def make(
     )
     units = Dataset.from_dict({"unit": list(range(len(table.plan.units)))}).with_transform(table)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    collator: Callable[[Sequence[dict[str, Sequence[int]]]], dict[str, Any]] = partial(collate, pad_id=pad_id or 0)
+    if device.kind == "cpu" and config.batch_size > 1 and keeps_rows_apart(model, table.first(2)):
+        collator = pack  # half of a batch of short rows is padding, and a CPU pays for it in full
+    install()
     trainer = FragmentedTrainer(
         model=model,
         args=arguments,
         processing_class=tokenizer,
         train_dataset=units,
-        data_collator=partial(collate, pad_id=pad_id or 0),
+        data_collator=collator,
         callbacks=[watcher],
     )
     trainer.remove_callback(PrinterCallback)

@@ -1,0 +1,290 @@
+"""Whole trainings on a tiny random model: what a run holds, the same twice, and interrupted ones."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ftllm.errors import UserError, WorkError
+from ftllm.files import sha256_file
+from ftllm.likelihood import torch_likelihood
+from ftllm.progress import Reporter
+from ftllm.runs import Run
+from ftllm.train.config import resolve
+from ftllm.train.data import Rows, load_corpus
+from ftllm.train.metrics import read
+from ftllm.train.settings import Setting, read_yaml
+from ftllm.train.stage import Interrupted, TrainResult, locked, resume, train
+from ftllm.vocabulary import from_directory
+
+TIMINGS = ("seconds", "tokens_per_second")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+class Trainer:
+    """Trains the tiny model on the small data, as a test asks."""
+
+    def __init__(self, model: Path, data: Path, runs: Path) -> None:
+        self.given = {"model": str(model), "data": [str(data)], "batch_size": 4, "learning_rate": 1e-2,
+                      "warmup_steps": 2, "save_steps": 0}  # fmt: skip
+        self.runs = runs
+
+    def __call__(self, name: str, reporter: Reporter | None = None, **values: Any) -> TrainResult:
+        given = {**self.given, **{key.replace("__", "."): value for key, value in values.items()}}
+        config = resolve([{key: Setting(value, "test") for key, value in given.items()}])
+        return train(config, reporter or Reporter(quiet=True), runs=self.runs, name=name)
+
+
+@pytest.fixture
+def trained(tiny: Path, data: Path, tmp_path: Path) -> Trainer:
+    return Trainer(tiny, data, tmp_path / "runs")
+
+
+class Impatient(Reporter):
+    """Presses Ctrl-C when a step is shown."""
+
+    stop_at = 0
+
+    def event(self, event: str, **fields: Any) -> None:
+        if event == "progress" and fields.get("task") == "training" and fields["completed"] == self.stop_at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def impatient(step: int) -> Impatient:
+    reporter = Impatient(quiet=True)
+    reporter.stop_at = step
+    return reporter
+
+
+def adapter_hashes(run: Run) -> dict[str, str]:
+    return {path.name: sha256_file(path) for path in run.adapter.iterdir()}
+
+
+def without_timings(run: Run) -> list[dict[str, Any]]:
+    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in read(run.metrics)]
+
+
+def test_a_run_holds_what_export_and_people_need(trained: Trainer, tiny: Path, data: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    result = trained("a", eval="25%", epochs=4)
+    run = result.run
+    assert sorted(path.name for path in run.path.iterdir()) == [
+        "adapter",
+        "config.yaml",
+        "manifest.json",
+        "metrics.jsonl",
+    ]
+    assert result.steps == 4 * 3  # nine rows, four a step
+    manifest = run.read_manifest()
+    assert manifest["status"] == "finished"
+    assert manifest["base"]["path"] == str(tiny)
+    assert manifest["base"]["files"]["model.safetensors"] == sha256_file(tiny / "model.safetensors")
+    assert manifest["data"] == [{"path": str(data), "use": "data", "sha256": sha256_file(data), "conversations": 12}]
+    assert manifest["noise"]["share_moved"] == pytest.approx(result.share_moved, abs=1e-6)
+    assert manifest["noise"]["units"] == 9 * 12
+    assert manifest["precision"] == {"weights": "float32", "compute": "float32", "adapter": "float32"}
+    assert {"python", "torch", "trl", "peft"} <= set(manifest["versions"])
+    for name in ("tokenizer.model", "tokenizer.json", "chat_template.jinja", "tokenizer_config.json"):
+        assert (run.adapter / name).read_bytes() == (tiny / name).read_bytes()
+    adapter = json.loads((run.adapter / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == str(tiny)
+    assert adapter["target_modules"] == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    # The likelihoods are those of the base, and of the base with the adapter as plain peft loads it.
+    config = resolve([read_yaml(run.config)])
+    held_out = Rows(config, load_corpus(config), from_directory(tiny)).held_out()
+    base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    assert result.eval_before == pytest.approx(torch_likelihood(base, held_out).per_token, rel=1e-6)
+    tuned = PeftModel.from_pretrained(base, run.adapter)
+    assert result.eval_after == pytest.approx(torch_likelihood(tuned, held_out).per_token, rel=1e-6)
+    assert result.eval_after is not None
+    assert result.eval_before is not None
+    assert result.eval_after < result.eval_before - 0.1
+    # The metrics are the run's, and their mean is the loss reported.
+    lines = read(run.metrics)
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert result.train_loss == pytest.approx(sum(line["loss"] for line in lines) / 12)
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert max(line["learning_rate"] for line in lines) == pytest.approx(1e-2)
+    # The configuration in the run trains the same adapter again.
+    again = train(config, Reporter(quiet=True), runs=run.path.parent, name="b")
+    assert adapter_hashes(again.run) == adapter_hashes(run)
+
+
+def test_the_loss_is_the_likelihood_of_the_rows_drawn(trained: Trainer, tiny: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    result = trained("whole", batch_size=12, epochs=1)
+    config = resolve([read_yaml(result.run.config)])
+    rows = Rows(config, load_corpus(config), from_directory(tiny))
+    drawn = [rows.draw(unit, 0) for unit in rows.plan().units]
+    base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    assert read(result.run.metrics)[0]["loss"] == pytest.approx(torch_likelihood(base, drawn).per_token, rel=1e-5)
+
+
+def test_same_seed_same_bytes_and_another_seed_others(trained: Trainer) -> None:
+    first, second, other = trained("a"), trained("b"), trained("c", seed=1)
+    assert adapter_hashes(first.run) == adapter_hashes(second.run)
+    assert without_timings(first.run) == without_timings(second.run)
+    weights = "adapter_model.safetensors"
+    assert adapter_hashes(other.run)[weights] != adapter_hashes(first.run)[weights]
+
+
+def test_what_changes_the_training_changes_the_adapter(trained: Trainer) -> None:
+    changes: list[dict[str, Any]] = [
+        {},
+        {"preset": "sft"},
+        {"preset": "seed"},
+        {"noise__clean_share": 0.9},
+        {"noise__neftune_alpha": 5.0},
+        {"lora__dropout": 0.2},
+        {"lora__rslora": True},
+        {"lora__targets": ["mlp"]},
+        {"weight_decay": 0.5},
+        {"schedule": "linear"},
+        {"max_grad_norm": 0.1},
+        {"precision": "bfloat16"},
+    ]
+    hashes = [adapter_hashes(trained(f"r{i}", max_steps=4, **change).run)["adapter_model.safetensors"]
+              for i, change in enumerate(changes)]  # fmt: skip
+    assert len(set(hashes)) == len(hashes)
+
+
+def test_accumulated_batches_are_one_batch(trained: Trainer) -> None:
+    one = trained("one", batch_size=6, max_steps=4)
+    two = trained("two", batch_size=3, gradient_accumulation=2, max_steps=4)
+    losses = [[line["loss"] for line in read(result.run.metrics)] for result in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_interrupted_and_resumed_is_uninterrupted(trained: Trainer) -> None:
+    whole = trained("whole", eval="25%", epochs=4)
+    with pytest.raises(Interrupted):
+        trained("cut", impatient(5), eval="25%", epochs=4)
+    run = Run(trained.runs / "cut")
+    assert run.read_manifest()["status"] == "interrupted"
+    assert not run.adapter.exists()
+    assert [path.name for path in run.checkpoints.iterdir()] == ["checkpoint-6"]
+    with pytest.raises(Interrupted):  # and once more, at the end of an epoch
+        resume(run, impatient(8))
+    result = resume(run, Reporter(quiet=True))
+    assert adapter_hashes(result.run) == adapter_hashes(whole.run)
+    assert without_timings(result.run) == without_timings(whole.run)
+    assert (result.train_loss, result.eval_before, result.eval_after) == (
+        whole.train_loss, whole.eval_before, whole.eval_after
+    )  # fmt: skip
+    assert len(run.read_manifest()["resumed"]) == 2
+    assert not run.checkpoints.exists()
+    with pytest.raises(UserError, match="cut is finished"):
+        resume(run, Reporter(quiet=True))
+
+
+def test_resume_refuses_changed_data_and_a_run_in_use(trained: Trainer, data: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(data.read_bytes())
+    with pytest.raises(Interrupted):
+        trained("cut", impatient(2), data=[str(copy)])
+    run = Run(trained.runs / "cut")
+    with locked(run), pytest.raises(UserError, match="cut is being trained by another process"):
+        resume(run, Reporter(quiet=True))
+    copy.write_text(copy.read_text().replace("garden", "wooden"))
+    with pytest.raises(UserError, match="the data has changed since this run began"):
+        resume(run, Reporter(quiet=True))
+
+
+def test_killed_at_any_moment_and_resumed_from_the_command_line(trained: Trainer, tmp_path: Path) -> None:
+    """A run killed with SIGKILL goes on to the adapter of an undisturbed run, through the program itself."""
+    settings = {"epochs": 5, "save_steps": 2}
+    whole = trained("whole", **settings)
+    command = [sys.executable, "-m", "ftllm", "train", "--json", "--runs", str(trained.runs)]
+    file = tmp_path / "train.yaml"
+    file.write_text(json.dumps({**trained.given, **settings}))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*command, str(file), "--name", "killed"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment,
+        text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if json.loads(line).get("completed") == 7:
+            process.kill()
+            break
+    process.communicate()
+    run = Run(trained.runs / "killed")
+    assert run.read_manifest()["status"] == "running"
+    resumed = subprocess.run([*command, "--resume"], capture_output=True, env=environment, text=True, check=True)
+    done = json.loads(resumed.stdout.splitlines()[-1])
+    assert done.keys() >= {"event", "run", "adapter", "steps", "train_loss", "eval_nll", "seconds"}
+    assert (done["event"], done["run"], done["adapter"]) == ("done", str(run.path), str(run.adapter))
+    assert done["steps"] == 15
+    assert done["train_loss"] == pytest.approx(whole.train_loss)
+    assert done["eval_nll"] is None
+    assert adapter_hashes(run) == adapter_hashes(whole.run)
+    assert without_timings(run) == without_timings(whole.run)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(trained: Trainer) -> None:
+    """No file may grow beyond 64 kB: the adapter's weights fit, the tokenizer's copy does not."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, limits[1]))
+    try:
+        with pytest.raises(WorkError, match="no space left while writing"):
+            trained("full", max_steps=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    run = Run(trained.runs / "full")
+    assert run.read_manifest()["status"] == "failed"
+    assert not run.adapter.exists()
+    assert not list(run.path.glob("*.partial"))
+
+
+def test_a_loss_that_is_no_number_stops_the_run(trained: Trainer) -> None:
+    with pytest.raises(WorkError, match="the loss became"):
+        trained("nan", learning_rate=1e30, max_grad_norm=0, warmup_steps=0)
+
+
+def test_places_that_cannot_be_written(trained: Trainer, tmp_path: Path) -> None:
+    trained("taken", max_steps=1)
+    with pytest.raises(UserError, match="taken exists already"):
+        trained("taken")
+    (tmp_path / "file").touch()
+    trained.runs = tmp_path / "file" / "runs"
+    with pytest.raises(UserError, match="cannot write"):
+        trained("a")
+
+
+def test_bad_input_leaves_no_run_behind(trained: Trainer, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
+    with pytest.raises(UserError, match=r"bad.jsonl:1: no assistant turn"):
+        trained("a", data=[str(bad)])
+    assert list(trained.runs.iterdir()) == []
+
+
+def test_piped_progress_is_plain_and_warnings_are_said(trained: Trainer) -> None:
+    from rich.console import Console
+
+    output = io.StringIO()
+    trained("a", Reporter(console=Console(file=output, width=200)), max_steps=2, warmup_steps=5)
+    lines = output.getvalue().splitlines()
+    assert lines[0].startswith("a: tiny, 12 rows (")
+    assert any(
+        line.startswith("warning: the warm-up of 5 steps is no shorter than the training of 2") for line in lines
+    )
+    assert any(line.startswith("step 2/2  loss ") for line in lines)
+    assert not any("\x1b" in line or "\r" in line for line in lines)
