@@ -1,22 +1,27 @@
-"""Choosing the next token with llama.cpp's own samplers."""
+"""Choosing the next token."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import random
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ftllm.errors import WorkError
 from ftllm.llama import native
 from ftllm.llama.context import Context
 from ftllm.llama.model import Model
+from ftllm.llama.preselect import survivors
 
 PENALTY_WINDOW = 64  # tokens looked back, llama.cpp's default
+TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
 
 
 @dataclass(frozen=True)
@@ -64,35 +69,25 @@ class Sampling:
 
 
 class Sampler:
-    """A chain of llama.cpp's samplers in its own default order: penalties, top-k, top-p, min-p, temperature, draw."""
+    """Draws as llama.cpp's chain does in its default order: penalties, top-k, top-p, min-p, temperature, draw.
+
+    The filters are `ftllm.llama.preselect`'s; temperature and the draw are llama.cpp's own, on what they leave.
+    """
 
     def __init__(self, model: Model, sampling: Sampling) -> None:
         """Make the chain; with `sampling.seed` None a seed is drawn, see `seed`."""
         api = native.api()
-        self._model = model
         self.seed = random.SystemRandom().getrandbits(32) if sampling.seed is None else sampling.seed & 0xFFFFFFFF
+        self._model = model
+        self._sampling = sampling
+        self._recent: deque[int] = deque(maxlen=PENALTY_WINDOW)
         params = api.llama_sampler_chain_default_params()
         params.no_perf = True
-        chain = api.llama_sampler_chain_init(params)
-        stages = []
-        if sampling.repeat_penalty != 1.0:
-            penalty = sampling.repeat_penalty
-            stages.append(api.llama_sampler_init_penalties(model.n_vocab, PENALTY_WINDOW, penalty, 0.0, 0.0))
-        if sampling.greedy:
-            stages.append(api.llama_sampler_init_greedy())
-        else:
-            if sampling.top_k > 0:
-                stages.append(api.llama_sampler_init_top_k(sampling.top_k))
-            if sampling.top_p < 1:
-                stages.append(api.llama_sampler_init_top_p(sampling.top_p, 1))
-            if sampling.min_p > 0:
-                stages.append(api.llama_sampler_init_min_p(sampling.min_p, 1))
-            stages.append(api.llama_sampler_init_temp(sampling.temperature))
-            stages.append(api.llama_sampler_init_dist(self.seed))
-        for stage in stages:
-            api.llama_sampler_chain_add(chain, stage)
         self._api = api
-        self._chain: int | None = chain
+        self._chain: int | None = api.llama_sampler_chain_init(params)
+        if not sampling.greedy:
+            api.llama_sampler_chain_add(self._chain, api.llama_sampler_init_temp(sampling.temperature))
+            api.llama_sampler_chain_add(self._chain, api.llama_sampler_init_dist(self.seed))
 
     def sample(self, context: Context, index: int = -1) -> int:
         """Choose a token from the logits of entry `index` of the last batch, and remember it for penalties.
@@ -103,14 +98,43 @@ class Sampler:
         """
         if self._chain is None:
             raise RuntimeError("the sampler is closed")
-        if np.isnan(context.logits(index).max()):  # llama.cpp would abort the process
+        token = self.choose(context.logits(index))
+        self.accept(token)
+        return token
+
+    def choose(self, logits: NDArray[np.float32]) -> int:
+        """Choose a token from logits [n_vocab], remembering nothing but the state of the draw."""
+        sampling = self._sampling
+        if sampling.repeat_penalty != 1.0:
+            logits = self._penalized(logits)
+        best = int(logits.argmax())  # a NaN counts as largest
+        if np.isnan(logits[best]):
             raise WorkError(f"{self._model.path.name} computed logits that are not numbers", "the file is damaged")
-        return int(self._api.llama_sampler_sample(self._chain, context.handle, index))
+        if sampling.greedy:
+            return best
+        ids, values = survivors(logits, top_k=sampling.top_k, top_p=sampling.top_p, min_p=sampling.min_p)
+        table = np.empty(len(ids), dtype=TOKEN_DATA)
+        table["id"], table["logit"], table["p"] = ids, values, 0
+        array = self._api.llama_token_data_array()
+        array.data = table.ctypes.data_as(self._api.llama_token_data_p)
+        array.size = len(table)
+        array.selected = -1
+        array.sorted = sampling.top_k > 0 or sampling.top_p < 1
+        self._api.llama_sampler_apply(self._chain, ctypes.byref(array))
+        return int(table["id"][array.selected])
+
+    def _penalized(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A copy with recent tokens made less likely, as `llama_sampler_penalties_apply`."""
+        tokens = list(set(self._recent))
+        penalty = np.float32(self._sampling.repeat_penalty)
+        changed = logits.copy()
+        values = changed[tokens]
+        changed[tokens] = np.where(values <= 0, values * penalty, values / penalty)
+        return changed
 
     def accept(self, token: int) -> None:
-        """Remember a token that was not sampled here (a forced one) for penalties."""
-        if self._chain is not None:
-            self._api.llama_sampler_accept(self._chain, token)
+        """Remember a token for penalties; for those not sampled here (forced ones)."""
+        self._recent.append(token)
 
     def close(self) -> None:
         """Free the chain. Closing twice is fine."""

@@ -1,0 +1,80 @@
+"""The few tokens that top-k, top-p and min-p leave, found without sorting the vocabulary.
+
+llama.cpp's samplers copy every logit into a struct and sort: about a millisecond a token at a vocabulary of 262k.
+Here numpy scans the logits a few times, and only what can survive is sorted. The survivors are llama.cpp's, in its
+order, so the same seed draws the same token, but for top-p's edge: probabilities are summed in float64 here and in
+float32 there.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+STEP = 8.0  # nats by which the net is cast wider while it holds too little
+
+Candidates = tuple[NDArray[np.int64], NDArray[np.float32]]
+
+
+def survivors(logits: NDArray[np.float32], *, top_k: int, top_p: float, min_p: float) -> Candidates:
+    """What `llama_sampler_top_k`, `top_p` and `min_p` in this order leave of logits [n_vocab].
+
+    Args:
+        top_k: 0 keeps all.
+        top_p: 1 keeps all.
+        min_p: 0 keeps all.
+
+    Returns:
+        Ids and logits [n], the largest first; in the order of ids where no filter before min-p sorts.
+    """
+    largest = float(logits.max())
+    floor = largest + math.log(min_p) if min_p > 0 else -math.inf
+    if top_k <= 0 and top_p >= 1:
+        return _above(logits, floor)
+    if 0 < top_k < len(logits):
+        ids, values = _sorted(*_at_least(logits, largest, top_k))
+        ids, values = ids[:top_k], values[:top_k]
+        total = float(np.exp(values - largest, dtype=np.float32).sum(dtype=np.float64))
+    else:
+        total = float(np.exp(logits - np.float32(largest)).sum(dtype=np.float64))
+        # both filters keep a head of the sorted tokens, so min-p may go first
+        net = _above(logits, floor) if min_p > 0 else _of_mass(logits, largest, top_p * total)
+        ids, values = _sorted(*net)
+    if top_p < 1:
+        cumulative = np.cumsum(np.exp(values - np.float32(largest)), dtype=np.float64)
+        kept = int(np.searchsorted(cumulative, top_p * total)) + 1
+        ids, values = ids[:kept], values[:kept]
+    kept = max(1, int(np.count_nonzero(values >= np.float32(floor))))
+    return ids[:kept], values[:kept]
+
+
+def _above(logits: NDArray[np.float32], floor: float) -> Candidates:
+    ids = np.flatnonzero(logits >= np.float32(floor))
+    return ids, logits[ids]
+
+
+def _sorted(ids: NDArray[np.int64], values: NDArray[np.float32]) -> Candidates:
+    order = np.argsort(-values, kind="stable")
+    return ids[order], values[order]
+
+
+def _at_least(logits: NDArray[np.float32], largest: float, count: int) -> Candidates:
+    """All tokens above some floor, `count` or more."""
+    depth = STEP
+    while True:
+        ids, values = _above(logits, largest - depth)
+        if len(ids) >= count or not math.isfinite(depth):
+            return ids, values
+        depth = depth * 2 if depth < 1000 else math.inf
+
+
+def _of_mass(logits: NDArray[np.float32], largest: float, mass: float) -> Candidates:
+    """All tokens above some floor whose exp(logit - largest) sum to `mass` or more."""
+    depth = STEP
+    while True:
+        ids, values = _above(logits, largest - depth)
+        if float(np.exp(values - np.float32(largest)).sum(dtype=np.float64)) >= mass or not math.isfinite(depth):
+            return ids, values
+        depth = depth * 2 if depth < 1000 else math.inf
