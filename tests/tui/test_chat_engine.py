@@ -78,11 +78,11 @@ async def test_a_thought_and_an_answer(scripted: Path) -> None:
 async def test_stopping_what_never_ends(scripted: Path) -> None:
     async with talk(scripted) as chat:
         await chat.say("L")
-        await chat.until(lambda: "la li la" in chat.drawn())
+        await chat.until(lambda: "la lila" in chat.drawn())
         await chat.pilot.press("escape")
         await chat.replies(1)
         assert chat.screen.session.messages[-1].stop_reason == "stopped"
-        assert chat.screen.session.messages[-1].content.startswith("la li la li")
+        assert chat.screen.session.messages[-1].content.startswith("la lila lila")
         await chat.say("Q")
         await chat.replies(2)
         assert chat.screen.session.messages[-1].content == "xyz"
@@ -101,7 +101,7 @@ async def test_answering_now(scripted: Path) -> None:
 async def test_an_engine_killed_mid_reply(scripted: Path) -> None:
     async with talk(scripted) as chat:
         await chat.say("L")
-        await chat.until(lambda: "la li la" in chat.drawn())
+        await chat.until(lambda: "la lila" in chat.drawn())
         assert chat.engine.pid is not None
         os.kill(chat.engine.pid, signal.SIGKILL)
         await chat.replies(1)

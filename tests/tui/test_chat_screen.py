@@ -156,6 +156,21 @@ async def test_a_thought_can_start_closed() -> None:
         assert not stage.screen.query_one(ThoughtTail).display
 
 
+async def test_an_empty_thought_leaves_no_trace() -> None:
+    stage = Stage()
+    async with stage.app.run_test() as pilot:
+        stage.engine.ready()
+        await stage.settle(pilot)
+        await stage.say(pilot, "Do not think!")
+        stage.engine.think("\n\n")
+        stage.engine.end_thought(0.0, 2)
+        stage.engine.text("933")
+        stage.engine.done()
+        await stage.settle(pilot)
+        assert titles(stage) == []
+        assert answers(stage) == ["933"]
+
+
 async def test_a_thought_touched_stays_as_it_is() -> None:
     stage = Stage()
     async with stage.app.run_test() as pilot:

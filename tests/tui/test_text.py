@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
@@ -34,6 +34,7 @@ def test_the_clipboard_gets_tabs_but_no_escapes() -> None:
     assert without_controls("all:\r\n\tcc \x1b[2Jmain.c") == "all:\n\tcc ␛[2Jmain.c"
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_nothing_harmful_passes(text: str) -> None:
     kept = harmless(text)
@@ -54,6 +55,7 @@ def test_a_grapheme_is_never_cut() -> None:
     assert wrap("ab👨‍👩‍👧cd❤️x", 4) == ["ab👨‍👩‍👧", "cd❤️", "x"]
 
 
+@settings(deadline=None)
 @given(PLAIN, st.integers(2, 30))
 def test_every_line_fits_and_nothing_but_spaces_is_lost(text: str, width: int) -> None:
     lines = wrap(text, width)
@@ -72,6 +74,7 @@ def test_tail_of_little_is_all_of_it() -> None:
     assert tail("one\ntwo\n", 20, 12) == "one\ntwo"
 
 
+@settings(deadline=None)
 @given(PLAIN, st.integers(2, 40), st.integers(1, 12))
 def test_tail_fits(text: str, width: int, height: int) -> None:
     lines = tail(text, width, height).split("\n")

@@ -40,7 +40,7 @@ NO_REPLY = -1
 
 
 def rest_after(paint_seconds: float) -> float:
-    """How long not to paint: 20 paints a second, 10 after a slow one, at most half of the time after a very slow one."""
+    """How long not to paint: 20 paints a second; 10 after a slow one; never more than half of the time."""
     return max(0.05 if paint_seconds <= 0.025 else 0.1, paint_seconds)
 
 

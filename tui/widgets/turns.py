@@ -90,7 +90,10 @@ class ReplyTurn(Vertical):
                 self.live_thought.feed(event.text)
             case ThinkEnd() if self.live_thought is not None:
                 thought, self._current = self.live_thought, None
-                await thought.finish(event.seconds, event.tokens, THOUGHT_NOTES[event.why])
+                if thought.text.strip():
+                    await thought.finish(event.seconds, event.tokens, THOUGHT_NOTES[event.why])
+                else:  # `--think off` may open the reply with an empty one
+                    await thought.remove()
             case TextDelta() if isinstance(self._current, Prose):
                 self._current.feed(event.text)
             case TextDelta() if event.text.strip():
