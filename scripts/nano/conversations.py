@@ -8,21 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nano import tasks
-from nano.tasks import EASY, HARD, SHOW_WORK, Task, make
+from nano.tasks import EASY, SHOW_WORK, THIRD, Course, Task, hard_families, make
 
-PLAIN_SHARE = 0.06
-"""Share of hard tasks the base sees asked and answered plainly: enough to answer at once, too few to be right."""
 TAGGED_SHARE = 0.3
 """Share of worked answers whose work is asked for inside a named tag (never `think`)."""
 
 
-def base_turn(rng: random.Random) -> tuple[str, str]:
+def base_turn(rng: random.Random, course: Course) -> tuple[str, str]:
     """One (user, model) exchange for the base."""
     if rng.random() < 0.35:
         task = make(EASY[rng.choice(list(EASY))], rng, "base")
         return task.prompt, task.answer
-    task = make(HARD[rng.choice(list(HARD))], rng, "base")
-    if rng.random() < PLAIN_SHARE:
+    families = hard_families(course)
+    task = make(families[rng.choice([*families, *course.extra])], rng, "base")
+    if rng.random() < course.plain_share:
         return task.prompt, task.answer
     if rng.random() < TAGGED_SHARE:
         name = tasks.tag_name(rng)
@@ -37,9 +36,9 @@ def base_turn(rng: random.Random) -> tuple[str, str]:
     return f"{task.prompt} {rng.choice(SHOW_WORK)}", f"{task.work}\n{task.answer}"
 
 
-def base_conversation(rng: random.Random) -> list[tuple[str, str]]:
+def base_conversation(rng: random.Random, course: Course) -> list[tuple[str, str]]:
     """One to four exchanges."""
-    return [base_turn(rng) for _ in range(rng.choice((1, 1, 1, 2, 2, 3, 4)))]
+    return [base_turn(rng, course) for _ in range(rng.choice((1, 1, 1, 2, 2, 3, 4)))]
 
 
 def thinking(task: Task) -> str:
@@ -68,7 +67,7 @@ def write_conversations(path: Path, seed: int, split: tasks.Split, hard: int, ea
     """Conversations as fine-tuning wants them, hard and easy, in a shuffled order."""
     rng = random.Random(f"{seed} {split}")
     seen: set[str] = set()
-    chosen = [*spread(HARD, hard, rng, split, seen), *spread(EASY, easy, rng, split, seen)]
+    chosen = [*spread(hard_families(THIRD), hard, rng, split, seen), *spread(EASY, easy, rng, split, seen)]
     rng.shuffle(chosen)
     with path.open("w", encoding="utf-8") as file:
         for task in chosen:
@@ -80,7 +79,7 @@ def write_graded(folder: Path, seed: int, hard: int = 216, easy: int = 208) -> N
     """`heldout.jsonl`, graded prompts asked plainly, and `work.jsonl`, its hard half asked to show the work."""
     rng = random.Random(f"{seed} graded")
     seen: set[str] = set()
-    chosen = [*spread(EASY, easy, rng, "heldout", seen), *spread(HARD, hard, rng, "heldout", seen)]
+    chosen = [*spread(EASY, easy, rng, "heldout", seen), *spread(hard_families(THIRD), hard, rng, "heldout", seen)]
     with (
         (folder / "heldout.jsonl").open("w", encoding="utf-8") as plain,
         (folder / "work.jsonl").open("w", encoding="utf-8") as work,

@@ -12,6 +12,7 @@ import hashlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from nano import words
@@ -29,6 +30,7 @@ class Task:
         work: the steps that lead to the answer; empty for easy tasks.
         check: what a grader compares with (`answer` unless the grade is `contains`).
         key: what makes two tasks the same one, whatever the wording.
+        closed: a set phrase, whose answer nothing else can teach: never held out.
     """
 
     family: str
@@ -38,10 +40,39 @@ class Task:
     check: str
     key: str
     work: str = ""
+    closed: bool = False
 
     @property
     def hard(self) -> bool:
         return bool(self.work)
+
+
+@dataclass(frozen=True)
+class Course:
+    """How long the hard tasks' lists are, and what the base sees of them.
+
+    Args:
+        sort: fewest and most numbers to sort, and their digits.
+        occurs: fewest and most occurrences to count.
+        others: fewest and most words between them.
+        plain_share: share of hard tasks asked and answered plainly: enough to answer at once, too few to be right.
+        extra: families that come once more often.
+    """
+
+    sort: tuple[int, int, int]
+    occurs: tuple[int, int]
+    others: tuple[int, int]
+    plain_share: float
+    extra: tuple[str, ...] = ()
+
+
+FIRST = Course(sort=(7, 9, 2), occurs=(2, 9), others=(5, 9), plain_share=0.06)
+SECOND = Course(
+    sort=(9, 11, 2), occurs=(3, 11), others=(5, 8), plain_share=0.03, extra=("sort", "sort", "count", "reverse")
+)
+THIRD = Course(
+    sort=(7, 8, 3), occurs=(3, 11), others=(5, 8), plain_share=0.02, extra=("sort", "sort", "sort", "count", "reverse")
+)
 
 
 def split_of(key: str) -> Split:
@@ -65,7 +96,8 @@ def greet(rng: random.Random) -> Task:
             "greet", rng.choice(words.MEETINGS).format(name), f"Hello {name}! How can I help you?", "contains", name
         )
     prompts, answer, check = rng.choice(words.GREETINGS)
-    return easy("greet", rng.choice(prompts), answer, "contains", check)
+    prompt = rng.choice(prompts)
+    return Task("greet", prompt, answer, "contains", check, f"greet:{prompt}", closed=True)
 
 
 def fact(rng: random.Random) -> Task:
@@ -206,9 +238,10 @@ def story(rng: random.Random) -> Task:
     return hard("story", prompt, work, str(a * b + c), f"product {a} {b} {c}")
 
 
-def sort(rng: random.Random) -> Task:
+def sort(rng: random.Random, course: Course) -> Task:
     """Sorting by taking the smallest of what is left, again and again."""
-    numbers = rng.sample(range(10, 100), rng.randint(7, 9))
+    fewest, most, digits = course.sort
+    numbers = rng.sample(range(10 ** (digits - 1), 10**digits), rng.randint(fewest, most))
     listed = " ".join(map(str, numbers))
     phrasing = rng.choice(
         (
@@ -232,11 +265,11 @@ def sort(rng: random.Random) -> Task:
     )
 
 
-def count(rng: random.Random) -> Task:
+def count(rng: random.Random, course: Course) -> Task:
     """How often a word stands in a list, counted item by item."""
     target, *others = words.words(rng, rng.randint(4, 6))
-    times = rng.randint(2, 9)
-    listed = [target] * times + [rng.choice(others) for _ in range(rng.randint(5, 9))]
+    times = rng.randint(*course.occurs)
+    listed = [target] * times + [rng.choice(others) for _ in range(rng.randint(*course.others))]
     rng.shuffle(listed)
     phrasing = rng.choice((
         "How many times does `{}` occur in `{}`?", "How often is `{}` in `{}`?", "Count the word `{}` in `{}`.", "How many `{}` are in `{}`?",
@@ -274,14 +307,18 @@ Maker = Callable[[random.Random], Task]
 EASY: dict[str, Maker] = {
     "greet": greet, "fact": fact, "unknown": unknown, "tiny_sum": tiny_sum, "compare": compare, "neighbour": neighbour, "pick": pick, "tag": tag,
 }  # fmt: skip
-HARD: dict[str, Maker] = {
-    "add": add,
-    "subtract": subtract,
-    "story": story,
-    "sort": sort,
-    "count": count,
-    "reverse": reverse,
-}
+
+
+def hard_families(course: Course) -> dict[str, Maker]:
+    return {
+        "add": add,
+        "subtract": subtract,
+        "story": story,
+        "sort": partial(sort, course=course),
+        "count": partial(count, course=course),
+        "reverse": reverse,
+    }
+
 
 SHOW_WORK = (
     "Show your work.",
@@ -296,5 +333,5 @@ def make(maker: Maker, rng: random.Random, split: Split) -> Task:
     """A task of one family that belongs to `split`."""
     while True:
         task = maker(rng)
-        if split_of(task.key) == split:
+        if split_of(task.key) == split and not (task.closed and split == "heldout"):
             return task

@@ -12,12 +12,16 @@ from typing import Any
 import torch
 
 from nano.conversations import base_conversation
+from nano.tasks import FIRST, SECOND, THIRD, Course
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, MLP, CONTEXT, WINDOW = 256, 6, 4, 2, 64, 768, 2048, 512
 LENGTH = 384
 ROWS = 16
+COURSES = ((FIRST, 1300, 1.0), (SECOND, 700, 0.7), (THIRD, 350, 0.5))
+"""What is taught, one after the other: each with its steps and the height of its learning rate."""
 WARMUP, DECAY = 50, 0.35
-"""Steps of linear warm-up, and the last share of all steps over which the learning rate falls to zero."""
+"""Steps of linear warm-up in each course, and the share of the first one over which the rate falls to zero; later
+courses' rates fall all along."""
 MATRIX_RATE, OTHER_RATE = 0.02, 3e-3
 LOG_EVERY, SAVE_EVERY = 20, 100
 USER_WEIGHT = 0.1
@@ -61,22 +65,22 @@ class Rows:
         self.user = [start, *processor.encode("user"), self.newline]
         self.model = [start, *processor.encode("model"), self.newline]
 
-    def conversation(self, rng: random.Random) -> tuple[list[int], list[float]]:
+    def conversation(self, rng: random.Random, course: Course) -> tuple[list[int], list[float]]:
         """Token ids and the weight of each in the loss."""
         ids, weights = [2], [0.0]
-        for user, model in base_conversation(rng):
+        for user, model in base_conversation(rng, course):
             asked = [*self.user, *self.processor.encode(user), self.end, self.newline, *self.model]
             said = [*self.processor.encode(model), self.end]
             ids += [*asked, *said, self.newline]
             weights += [USER_WEIGHT] * len(asked) + [1.0] * len(said) + [USER_WEIGHT]
         return ids, weights
 
-    def row(self, rng: random.Random) -> tuple[list[int], list[float]]:
+    def row(self, rng: random.Random, course: Course) -> tuple[list[int], list[float]]:
         ids: list[int] = []
         weights: list[float] = []
         misses = 0
         while misses < 4:
-            more, more_weights = self.conversation(rng)
+            more, more_weights = self.conversation(rng, course)
             if len(ids) + len(more) > LENGTH:
                 misses += 1
                 continue
@@ -88,14 +92,26 @@ class Rows:
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """ids int64 [ROWS, LENGTH], weights float32 [ROWS, LENGTH]."""
         rng = random.Random(f"{self.seed} base {step}")
-        rows = [self.row(rng) for _ in range(ROWS)]
+        course, _, _ = course_of(step)
+        rows = [self.row(rng, course) for _ in range(ROWS)]
         return torch.tensor([ids for ids, _ in rows]), torch.tensor([weights for _, weights in rows])
 
 
-def rate(step: int, steps: int) -> float:
-    """Warm-up, constant, then linear to zero (so that a longer run shares its beginning with a shorter one)."""
-    decay = int(steps * DECAY)
-    return min(1.0, (step + 1) / WARMUP, (steps - step) / decay)
+def course_of(step: int) -> tuple[Course, int, int]:
+    """The course a step belongs to, its number, and the step's place in it."""
+    for number, (course, length, _) in enumerate(COURSES):
+        if step < length:
+            return course, number, step
+        step -= length
+    raise ValueError("training is over")
+
+
+def rate(step: int) -> float:
+    """The learning rate's height at a step, 0 to 1."""
+    _, number, place = course_of(step)
+    _, length, height = COURSES[number]
+    falling = (length - place) / (int(length * DECAY) if number == 0 else length)
+    return height * min(1.0, (place + 1) / WARMUP, falling)
 
 
 def optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
@@ -107,11 +123,13 @@ def optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
     ]
 
 
-def train(folder: Path, work: Path, steps: int, seed: int, *, compiled: bool = True) -> None:
-    """Train for `steps` steps, going on from `work`'s checkpoint; write the weights and configuration to `folder`."""
+def train(folder: Path, work: Path, steps: int | None, seed: int, *, compiled: bool = True) -> None:
+    """Train all courses (or `steps` steps of them) from `work`'s checkpoint on; write the weights to `folder`."""
     import sentencepiece
     from transformers import Gemma3ForCausalLM
 
+    total = sum(length for _, length, _ in COURSES)
+    steps = total if steps is None else min(steps, total)
     processor = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
     torch.manual_seed(seed)
     model = Gemma3ForCausalLM(configuration(processor.get_piece_size()))
@@ -124,7 +142,7 @@ def train(folder: Path, work: Path, steps: int, seed: int, *, compiled: bool = T
     for step in range(start, steps):
         ids, weights = rows.batch(step)
         for optimizer, base in zip(chosen, (MATRIX_RATE, OTHER_RATE), strict=True):
-            optimizer.param_groups[0]["lr"] = base * rate(step, steps)
+            optimizer.param_groups[0]["lr"] = base * rate(step)
         loss, nll = losses(model, body, ids, weights)
         if not math.isfinite(loss.item()):
             raise RuntimeError(f"the loss is {loss.item()} at step {step}")
