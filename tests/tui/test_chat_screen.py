@@ -253,6 +253,19 @@ async def test_opening_a_thought_keeps_its_title_in_place() -> None:
         assert stage.screen.query_one(Transcript).at_end
 
 
+async def test_typing_goes_to_the_composer_wherever_the_focus_is() -> None:
+    stage = Stage()
+    async with stage.app.run_test() as pilot:
+        stage.engine.ready()
+        await stage.settle(pilot)
+        await converse(stage, pilot)
+        await pilot.press("shift+tab", *"half?")
+        assert stage.screen.query_one(Composer).text == "half?"
+        assert stage.app.focused is stage.screen.query_one(Composer)
+        await pilot.press("shift+tab", "escape")
+        assert stage.app.focused is stage.screen.query_one(Composer)
+
+
 async def test_escape_stops_and_keeps_what_there_is() -> None:
     stage = Stage()
     async with stage.app.run_test() as pilot:

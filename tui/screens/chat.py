@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
-from textual import on
+from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container
@@ -271,6 +271,14 @@ class ChatScreen(Screen[None]):
     def action_keys(self) -> None:
         """Show every key."""
         self.app.push_screen(KeysScreen([*self.BINDINGS, *self.app.BINDINGS]))
+
+    def on_key(self, event: events.Key) -> None:
+        """What is typed while a thought has the focus is meant for the composer."""
+        if event.character and event.is_printable:
+            event.stop()
+            composer = self.query_one(Composer)
+            composer.focus()
+            composer.insert(event.character)
 
     @on(Moved)
     def _show_marker(self) -> None:

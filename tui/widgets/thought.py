@@ -25,6 +25,7 @@ RECENT_CHARACTERS = 8000
 class ThoughtTitle(Static, can_focus=True):
     """The line that opens and closes the thought, by click, Enter or Space."""
 
+    FOCUS_ON_CLICK = False  # the composer keeps what is typed next
     BINDINGS: ClassVar[list[BindingType]] = [Binding("enter,space", "open_or_close", "Open or close", show=False)]
 
     @dataclass
