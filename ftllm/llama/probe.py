@@ -86,7 +86,7 @@ def fingerprint() -> str:
     """A name for this processor and this build: CPU flags, and the native files' names, sizes and times."""
     files = sorted(path for path in native.library_path().parent.iterdir() if path.is_file())
     build = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    machine = [platform.system(), platform.machine(), _cpu_flags(), os.environ.get("OMP_NUM_THREADS", "")]
+    machine = [platform.system(), platform.machine(), _cpu_flags()]
     return hashlib.sha256(repr((machine, build)).encode()).hexdigest()
 
 

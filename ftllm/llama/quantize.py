@@ -60,14 +60,17 @@ def quantize(
     params = api.llama_model_quantize_default_params()
     params.ftype = FILE_TYPES[name]
     params.nthread = threads or available_cpus()
-    with ExitStack() as stack:
-        if log is not None:
-            stack.enter_context(native.log_to(log))
-        lines = stack.enter_context(native.captured())
-        status = api.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params))
-    if status:
+    try:
+        with ExitStack() as stack:
+            if log is not None:
+                stack.enter_context(native.log_to(log))
+            lines = stack.enter_context(native.captured())
+            status = api.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params))
+        if status:
+            raise _failure(source, target, name, lines)
+    except BaseException:
         target.unlink(missing_ok=True)
-        raise _failure(source, target, name, lines)
+        raise
 
 
 def _failure(source: Path, target: Path, name: str, lines: list[str]) -> UserError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import random
 from collections import deque
 from collections.abc import Mapping
@@ -55,9 +56,10 @@ class Sampling:
 
         def number(key: str, default: float) -> float:
             try:
-                return float(metadata[f"general.sampling.{key}"])
+                value = float(metadata[f"general.sampling.{key}"])
             except (KeyError, ValueError):
                 return default
+            return value if math.isfinite(value) else default
 
         return cls(
             temperature=number("temp", cls.temperature),

@@ -77,6 +77,15 @@ def test_failures_leave_nothing(gemma_path: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interrupted_log_leaves_nothing(gemma_path: Path, tmp_path: Path) -> None:
+    def log(line: str) -> None:
+        raise KeyboardInterrupt(line)
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize(gemma_path, tmp_path / "q8.gguf", "Q8_0", threads=1, log=log)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_is_told(gemma_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "full.gguf"

@@ -97,6 +97,7 @@ def test_settings_of_a_gguf(gemma: Model) -> None:
     assert sampling == Sampling(temperature=0.25, top_k=40, top_p=0.95, min_p=0.05)
     assert Sampling.from_metadata({}) == Sampling(temperature=0.7, top_k=0, top_p=0.95, min_p=0.05)
     assert Sampling.from_metadata({"general.sampling.temp": "warm"}) == Sampling()
+    assert Sampling.from_metadata({"general.sampling.top_k": "nan", "general.sampling.min_p": "inf"}) == Sampling()
 
 
 def test_errors_where_llama_cpp_would_abort(gemma: Model, tmp_path: Path) -> None:
