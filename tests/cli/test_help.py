@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ HEAVY = ("torch", "transformers", "llama_cpp", "textual", "peft", "trl", "datase
 
 def ftllm(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "ftllm", *arguments], capture_output=True, text=True, cwd=ROOT, timeout=60
+        [sys.executable, "-m", "ftllm", *arguments], capture_output=True, text=True, cwd=ROOT, timeout=120
     )
 
 
@@ -30,7 +29,7 @@ def imported_by(*arguments: str) -> set[str]:
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
@@ -46,14 +45,18 @@ def test_help_of_a_verb_imports_nothing_heavy(verb: str) -> None:
     assert not imported_by(verb, "--help") & set(HEAVY) - {"numpy"}
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX accounting")
 def test_help_is_quick() -> None:
-    """Best of five, for the machine may be busy; the target is 0.2 s, the bound leaves room for slow ones."""
+    """Processor time, best of three, for the machine may be busy; the target is 0.2 s, the bound leaves room."""
+    import resource
+
     times = []
-    for _ in range(5):
-        started = time.perf_counter()
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert ftllm("--help").returncode == 0
-        times.append(time.perf_counter() - started)
-    assert min(times) < 0.4
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(times) < 0.3
 
 
 def test_help_names_every_verb() -> None:
@@ -121,7 +124,7 @@ def test_interrupted() -> None:
     """Ctrl-C during a verb ends the program with 130 and no traceback."""
     code = (
         "import sys, time; import ftllm.cli.main as m\n"
-        "def wait() -> None:\n    print('ready', flush=True); time.sleep(30)\n"
+        "def wait() -> None:\n    print('ready', flush=True); time.sleep(100)\n"
         "m.load = lambda verb: wait\nm.VERBS['wait'] = m.Verb('a:b', 'Wait.')\n"
         "sys.argv = ['ftllm', 'wait']\nm.main()\n"
     )
@@ -131,6 +134,6 @@ def test_interrupted() -> None:
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
         child.send_signal(signal.SIGINT)
-        _, errors = child.communicate(timeout=20)
+        _, errors = child.communicate(timeout=60)
     assert child.returncode == 130
     assert errors == "interrupted\n"
