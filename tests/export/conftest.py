@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -129,12 +128,5 @@ def edited() -> Callable[..., None]:
 
 @pytest.fixture
 def copy_of_nano(nano: Path, tmp_path: Path) -> Path:
-    """A copy of the nano model whose files may be changed; the weights are linked."""
-    place = tmp_path / "base"
-    place.mkdir()
-    for path in nano.iterdir():
-        if path.name == "model.safetensors":
-            os.link(path, place / path.name) if path.stat().st_dev == place.stat().st_dev else shutil.copy(path, place)
-        elif path.is_file():
-            shutil.copy(path, place)
-    return place
+    """A copy of the nano model whose files may be changed."""
+    return Path(shutil.copytree(nano, tmp_path / "base"))
