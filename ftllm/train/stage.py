@@ -204,10 +204,18 @@ def _work(run: Run, prepared: Prepared, manifest: dict[str, Any], reporter: Repo
     try:
         with reporter.task("training", prepared.steps) as task, _stopping(reporter) as stopping:
             watcher = training.Watcher(table, metrics, display(reporter, task), stopping)
+            hf = prepared.backend == "hf"
             trainer = training.make(
-                model, prepared.tokenizer, table, watcher, prepared.config, prepared.device, run.checkpoints,
-                checkpointing=prepared.config.gradient_checkpointing and prepared.backend == "hf",
-            )  # fmt: skip
+                model,
+                prepared.tokenizer,
+                table,
+                watcher,
+                prepared.config,
+                prepared.device,
+                run.checkpoints,
+                packing=hf and prepared.device.kind == "cpu",
+                checkpointing=hf and prepared.config.gradient_checkpointing,
+            )
             held_out = prepared.rows.held_out()
             if held_out and "eval_before" not in manifest["results"]:
                 with clock.part("eval"):

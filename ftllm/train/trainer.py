@@ -130,6 +130,7 @@ def make(
     device: Device,
     directory: Path,
     *,
+    packing: bool,
     checkpointing: bool,
 ) -> FragmentedTrainer:
     """The trainer of a run.
@@ -142,6 +143,7 @@ def make(
         config: of the run.
         device: what is trained on.
         directory: where checkpoints go.
+        packing: whether short rows may share one long row, where the model keeps them apart.
         checkpointing: whether the trainer is to set up gradient checkpointing.
     """
     from transformers.trainer_callback import PrinterCallback
@@ -182,7 +184,7 @@ def make(
     units = Dataset.from_dict({"unit": list(range(len(table.plan.units)))}).with_transform(table)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     collator: Callable[[Sequence[dict[str, Sequence[int]]]], dict[str, Any]] = partial(collate, pad_id=pad_id or 0)
-    if device.kind == "cpu" and config.batch_size > 1 and keeps_rows_apart(model, table.first(2)):
+    if packing and config.batch_size > 1 and keeps_rows_apart(model, table.first(2)):
         collator = pack  # half of a batch of short rows is padding, and a CPU pays for it in full
     install()
     trainer = FragmentedTrainer(

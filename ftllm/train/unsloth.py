@@ -6,7 +6,9 @@ separately (`ftllm[gpu]`), called and never copied: parts of it are under AGPL a
 
 from __future__ import annotations
 
+import io
 import os
+from contextlib import redirect_stdout
 from typing import Any
 
 from platformdirs import user_cache_path
@@ -20,7 +22,13 @@ def begin() -> None:
     """Import Unsloth, which takes about 15 s, so that nothing it does touches the network or this directory."""
     os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(user_cache_path("ftllm") / "unsloth_compiled_cache"))
-    import unsloth  # noqa: F401
+    with _silence():
+        import unsloth  # noqa: F401
+
+
+def _silence() -> redirect_stdout[io.StringIO]:
+    """Unsloth prints its banners to stdout, where data goes."""
+    return redirect_stdout(io.StringIO())
 
 
 def load(base: Base, config: TrainConfig, device: Device) -> Any:
@@ -28,25 +36,26 @@ def load(base: Base, config: TrainConfig, device: Device) -> Any:
     import torch
     from unsloth import FastModel
 
-    model, _ = FastModel.from_pretrained(
-        model_name=str(base.path),
-        max_seq_length=config.max_length,
-        dtype=getattr(torch, device.precision),
-        load_in_4bit=device.four_bit,
-        full_finetuning=False,
-        local_files_only=True,
-        use_gradient_checkpointing="unsloth" if config.gradient_checkpointing else False,
-    )
-    return FastModel.get_peft_model(
-        model,
-        r=config.lora.rank,
-        lora_alpha=whole(config.lora.alpha),
-        lora_dropout=config.lora.dropout,
-        use_rslora=config.lora.rslora,
-        bias="none",
-        random_state=config.seed,
-        finetune_vision_layers=False,
-        finetune_language_layers=True,
-        finetune_attention_modules="attention" in config.lora.targets,
-        finetune_mlp_modules="mlp" in config.lora.targets,
-    )
+    with _silence():
+        model, _ = FastModel.from_pretrained(
+            model_name=str(base.path),
+            max_seq_length=config.max_length,
+            dtype=getattr(torch, device.precision),
+            load_in_4bit=device.four_bit,
+            full_finetuning=False,
+            local_files_only=True,
+            use_gradient_checkpointing="unsloth" if config.gradient_checkpointing else False,
+        )
+        return FastModel.get_peft_model(
+            model,
+            r=config.lora.rank,
+            lora_alpha=whole(config.lora.alpha),
+            lora_dropout=config.lora.dropout,
+            use_rslora=config.lora.rslora,
+            bias="none",
+            random_state=config.seed,
+            finetune_vision_layers=False,
+            finetune_language_layers=True,
+            finetune_attention_modules="attention" in config.lora.targets,
+            finetune_mlp_modules="mlp" in config.lora.targets,
+        )
