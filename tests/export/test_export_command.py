@@ -69,7 +69,7 @@ def test_the_latest_run_becomes_verified_files(run: Run, tmp_path: Path) -> None
         assert path == run.gguf / f"nano-ft-001-{file['type']}.gguf"
         assert file["bytes"] == path.stat().st_size
         assert file["sha256"] == sha256_file(path)
-    assert last["files"][1]["verification"]["kl_divergence"] < 1e-5
+    assert last["files"][1]["verification"]["kl_divergence"] < 1e-4
     record = json.loads((run.gguf / "export.json").read_text())["files"]
     assert sorted(path.name for path in run.gguf.iterdir()) == ["export.json", *sorted(record)]
     entry = record["nano-ft-001-Q4_K_M.gguf"]

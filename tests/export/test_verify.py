@@ -67,7 +67,7 @@ def test_a_right_file_passes(quant: str, lora_files: dict[str, Path], verify: An
     assert faults == []
     assert figures["adapter_layers_checked"] == 42
     assert abs(figures["adapter_share"] - 1.0) < (1e-4 if quant == "F32" else 0.05)
-    assert figures["kl_divergence"] < (1e-5 if quant == "F32" else 0.1)
+    assert figures["kl_divergence"] < (1e-4 if quant == "F32" else 0.3)
 
 
 @pytest.mark.parametrize("quant", ["F32", "Q4_K_M"])
