@@ -1,6 +1,6 @@
 """Build models/nano from nothing: generated tasks, a tokenizer, a base trained from scratch, and its data sets.
 
-    python scripts/build_nano.py             # everything, 65 minutes on two cores; resumes
+    python scripts/build_nano.py             # everything, 75 minutes on two cores; resumes
     python scripts/build_nano.py --steps 40  # a quick try of the machinery
 
 Needs the `train` extra. `scripts/measure_nano.py` then measures the model card's figures.

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nano import tasks
-from nano.tasks import EASY, SHOW_WORK, THIRD, Course, Task, hard_families, make
+from nano.tasks import EASY, FOURTH, SHOW_WORK, Course, Task, hard_families, make, worked_families
 
 TAGGED_SHARE = 0.3
 """Share of worked answers whose work is asked for inside a named tag (never `think`)."""
@@ -19,7 +19,7 @@ def base_turn(rng: random.Random, course: Course) -> tuple[str, str]:
     if rng.random() < 0.35:
         task = make(EASY[rng.choice(list(EASY))], rng, "base")
         return task.prompt, task.answer
-    families = hard_families(course)
+    families = worked_families(course)
     task = make(families[rng.choice([*families, *course.extra])], rng, "base")
     if rng.random() < course.plain_share:
         return task.prompt, task.answer
@@ -67,7 +67,7 @@ def write_conversations(path: Path, seed: int, split: tasks.Split, hard: int, ea
     """Conversations as fine-tuning wants them, hard and easy, in a shuffled order."""
     rng = random.Random(f"{seed} {split}")
     seen: set[str] = set()
-    chosen = [*spread(hard_families(THIRD), hard, rng, split, seen), *spread(EASY, easy, rng, split, seen)]
+    chosen = [*spread(hard_families(FOURTH), hard, rng, split, seen), *spread(EASY, easy, rng, split, seen)]
     rng.shuffle(chosen)
     with path.open("w", encoding="utf-8") as file:
         for task in chosen:
@@ -79,7 +79,7 @@ def write_graded(folder: Path, seed: int, hard: int = 216, easy: int = 208) -> N
     """`heldout.jsonl`, graded prompts asked plainly, and `work.jsonl`, its hard half asked to show the work."""
     rng = random.Random(f"{seed} graded")
     seen: set[str] = set()
-    chosen = [*spread(EASY, easy, rng, "heldout", seen), *spread(hard_families(THIRD), hard, rng, "heldout", seen)]
+    chosen = [*spread(EASY, easy, rng, "heldout", seen), *spread(hard_families(FOURTH), hard, rng, "heldout", seen)]
     with (
         (folder / "heldout.jsonl").open("w", encoding="utf-8") as plain,
         (folder / "work.jsonl").open("w", encoding="utf-8") as work,

@@ -57,6 +57,7 @@ class Course:
         others: fewest and most words between them.
         plain_share: share of hard tasks asked and answered plainly: enough to answer at once, too few to be right.
         extra: families that come once more often.
+        extremes: whether sums of a sorted list's ends are among the tasks.
     """
 
     sort: tuple[int, int, int]
@@ -64,6 +65,7 @@ class Course:
     others: tuple[int, int]
     plain_share: float
     extra: tuple[str, ...] = ()
+    extremes: bool = False
 
 
 FIRST = Course(sort=(7, 9, 2), occurs=(2, 9), others=(5, 9), plain_share=0.06)
@@ -72,6 +74,14 @@ SECOND = Course(
 )
 THIRD = Course(
     sort=(7, 8, 3), occurs=(3, 11), others=(5, 8), plain_share=0.02, extra=("sort", "sort", "sort", "count", "reverse")
+)
+FOURTH = Course(
+    sort=(7, 8, 3),
+    occurs=(3, 11),
+    others=(5, 8),
+    plain_share=0.02,
+    extra=("extremes", "extremes", "count", "count", "reverse"),
+    extremes=True,
 )
 
 
@@ -265,6 +275,22 @@ def sort(rng: random.Random, course: Course) -> Task:
     )
 
 
+def extremes(rng: random.Random) -> Task:
+    """What comes first and last in a sorted list, and their sum."""
+    numbers = rng.sample(range(100, 1000), rng.randint(7, 9))
+    first, last = min(numbers), max(numbers)
+    phrasing = rng.choice(
+        (
+            "Sort {}, then add the first and the last.",
+            "Sort these numbers and add the first to the last: {}",
+            "Put {} in order and add the first and the last.",
+        )
+    )
+    work = f"first {first}\nlast {last}\n{first} + {last}\n{add_work(first, last)}"
+    listed = " ".join(map(str, numbers))
+    return hard("extremes", phrasing.format(listed), work, str(first + last), " ".join(map(str, sorted(numbers))))
+
+
 def count(rng: random.Random, course: Course) -> Task:
     """How often a word stands in a list, counted item by item."""
     target, *others = words.words(rng, rng.randint(4, 6))
@@ -309,8 +335,9 @@ EASY: dict[str, Maker] = {
 }  # fmt: skip
 
 
-def hard_families(course: Course) -> dict[str, Maker]:
-    return {
+def worked_families(course: Course) -> dict[str, Maker]:
+    """The families that a course shows work for."""
+    families: dict[str, Maker] = {
         "add": add,
         "subtract": subtract,
         "story": story,
@@ -318,6 +345,12 @@ def hard_families(course: Course) -> dict[str, Maker]:
         "count": partial(count, course=course),
         "reverse": reverse,
     }
+    return {**families, "extremes": extremes} if course.extremes else families
+
+
+def hard_families(course: Course) -> dict[str, Maker]:
+    """Those that really are hard: plain sorting is not, the base gets half of it right without any work."""
+    return {name: maker for name, maker in worked_families(course).items() if name != "sort"}
 
 
 SHOW_WORK = (

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from nano.conversations import base_conversation
-from nano.tasks import FIRST, SECOND, THIRD, Course
+from nano.tasks import FIRST, FOURTH, SECOND, THIRD, Course
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, MLP, CONTEXT, WINDOW = 256, 6, 4, 2, 64, 768, 2048, 512
 LENGTH = 384
 ROWS = 16
-COURSES = ((FIRST, 1300, 1.0), (SECOND, 700, 0.7), (THIRD, 350, 0.5))
+COURSES = ((FIRST, 1300, 1.0), (SECOND, 700, 0.7), (THIRD, 350, 0.5), (FOURTH, 350, 0.5))
 """What is taught, one after the other: each with its steps and the height of its learning rate."""
 WARMUP, DECAY = 50, 0.35
 """Steps of linear warm-up in each course, and the share of the first one over which the rate falls to zero; later
