@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -82,7 +83,7 @@ def train_verb(
         _finish(train(resolved, reporter, runs=runs, name=name, offline=offline), reporter)
 
 
-def _resolved(config: Path | None, options: dict[str, object], assignments: list[str]) -> TrainConfig:
+def _resolved(config: Path | None, options: Mapping[str, object], assignments: list[str]) -> TrainConfig:
     from ftllm.train.config import rebased, resolve
     from ftllm.train.settings import Setting, read_assignment, read_yaml
 
