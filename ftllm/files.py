@@ -29,7 +29,7 @@ def publish(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    os.replace(partial, path)
+    partial.replace(path)
     sync_directory(path.parent)
 
 

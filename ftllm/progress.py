@@ -105,7 +105,8 @@ class Task:
         self.completed = completed
         if self.bars is not None:
             self.bars.update(self.identifier, completed=completed, note=escape(note))
-        self.reporter.event("progress", task=self.title, completed=completed, total=self.total, unit=self.unit, **fields)
+        place = {"task": self.title, "completed": completed, "total": self.total, "unit": self.unit}
+        self.reporter.event("progress", **place, **fields)
 
     def advance(self, amount: float = 1, note: str = "", **fields: Any) -> None:
         """Move on by `amount` units."""

@@ -1,11 +1,11 @@
 """A run on disk: one directory a training, with everything needed to understand and repeat it.
 
-    runs/<name>/
-      manifest.json   inputs' hashes, versions, resolved config, seed, host, timings, results
-      config.yaml     the resolved configuration; training from it repeats the run
-      adapter/        the PEFT adapter (safetensors) and the base's tokenizer files
-      metrics.jsonl   one JSON object a logged step
-      gguf/           what export made
+runs/<name>/
+  manifest.json   inputs' hashes, versions, resolved config, seed, host, timings, results
+  config.yaml     the resolved configuration; training from it repeats the run
+  adapter/        the PEFT adapter (safetensors) and the base's tokenizer files
+  metrics.jsonl   one JSON object a logged step
+  gguf/           what export made
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ class Run:
         try:
             value = json.loads(self.manifest.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise UserError(f"{self.path} is not a run: it has no manifest.json", "give a directory made by `ftllm train`") from None
+            raise UserError(
+                f"{self.path} is not a run: it has no manifest.json", "give a directory made by `ftllm train`"
+            ) from None
         except (OSError, ValueError) as error:
             raise UserError(f"{self.manifest} cannot be read: {error}", "the run is damaged; train it again") from None
         if not isinstance(value, dict):
