@@ -33,6 +33,7 @@ async def play(pilot: Pilot[None], prompts: list[str]) -> None:
     """Hold the conversation, as a person would."""
     screen = pilot.app.screen
     assert isinstance(screen, ChatScreen)
+    await pilot.pause(1.0)  # keys pressed before the composer has the focus are lost
     screen.query_one(Composer).cursor_blink = False
     for number, prompt in enumerate(prompts, start=1):
         screen.query_one(Composer).load_text(prompt)
