@@ -202,6 +202,7 @@ async def test_one_thought_opens_and_closes(how: str) -> None:
                 await pilot.click(stage.screen.query(ThoughtTitle).last())
             else:
                 stage.screen.query(ThoughtTitle).last().focus()
+                await pilot.pause()  # the focus moves with the next message
                 await pilot.press(how)
             await stage.settle(pilot)
 
