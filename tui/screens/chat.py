@@ -273,8 +273,8 @@ class ChatScreen(Screen[None]):
         self.app.push_screen(KeysScreen([*self.BINDINGS, *self.app.BINDINGS]))
 
     def on_key(self, event: events.Key) -> None:
-        """What is typed while a thought has the focus is meant for the composer."""
-        if event.character and event.is_printable:
+        """What is typed while a thought has the focus is meant for the composer; a space opens or closes."""
+        if event.character and event.is_printable and not event.character.isspace():
             event.stop()
             composer = self.query_one(Composer)
             composer.focus()
