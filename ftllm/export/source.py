@@ -165,7 +165,7 @@ def _from_run(run: runs.Run, base: str | None, offline: bool) -> Source:
     directory, base_name = _base_directory(wanted, revision, offline, f"run {run.name}")
     four_bit = bool(recorded.get("four_bit") or (manifest.get("config") or {}).get("load_in_4bit"))
     expected = {Path(name).name: digest for name, digest in (recorded.get("files") or {}).items()}
-    name = _stem(f"{base_name}-{run.name}")
+    name = _stem(run.name if run.name.startswith(base_name) else f"{base_name}-{run.name}")
     return Source(directory, base_name, run.adapter, run, name, run.gguf, expected, four_bit)
 
 

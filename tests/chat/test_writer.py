@@ -5,13 +5,13 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ftllm.chat.events import AnyEvent, TextDelta, ThinkDelta, ThinkEnd, ThinkStart
 from ftllm.chat.session import Reply, thought_title
 from ftllm.chat.writer import Writer
-from ftllm.thoughts import ThoughtTags, split
+from ftllm.thoughts import Splitter, ThoughtTags, split
 
 
 class Stage:
@@ -88,6 +88,7 @@ fragments = st.lists(
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@example("<think>```\n</think>", [])
 @given(fragments, st.lists(st.tuples(st.integers(0, 200), st.floats(0, 0.1)), max_size=20))
 def test_cuts_and_times_do_not_change_what_is_said(text: str, cuts: list[tuple[int, float]]) -> None:
     stage = Stage()
@@ -102,5 +103,7 @@ def test_cuts_and_times_do_not_change_what_is_said(text: str, cuts: list[tuple[i
     ends = [event for event in stage.told if isinstance(event, ThinkEnd)]
     assert len(starts) == len(ends)
     assert stage.writer.thought_tokens + stage.writer.answer_tokens <= len(places)
-    if split(text).closed:
+    whole = Splitter()
+    whole.feed(text)
+    if not whole.thinking:  # closed beyond doubt: a tag hidden by a fence counts only at the end of a complete reply
         assert (reply.thought, reply.message.content) == split(text)[:2]
