@@ -1,6 +1,6 @@
 """The README's picture of the chat: the real application over a real model, as SVG.
 
-.venv/bin/python scripts/picture_chat.py runs/demo/gguf/nano-demo-Q4_K_M.gguf --out docs/chat.svg
+.venv/bin/python scripts/picture_chat.py runs/demo/gguf/nano-demo-Q4_K_M.gguf --out tui/chat.svg
 
 The first prompts are asked one after the other; after the last one its thoughts are opened.
 """
@@ -73,7 +73,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="a GGUF")
     parser.add_argument("prompts", nargs="*", default=list(PROMPTS), help="what is asked")
-    parser.add_argument("--out", type=Path, default=Path("docs/chat.svg"))
+    parser.add_argument("--out", type=Path, default=Path("tui/chat.svg"))
     parser.add_argument("--size", default="96x30", help="columns and rows")
     arguments = parser.parse_args()
     columns, rows = map(int, arguments.size.split("x"))
