@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import queue
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,24 +48,46 @@ class Asker:
         session.ask(prompt)
         number = self._engine.generate(session.context(), options.reply)
         reply = Reply()
-        loaded = stopping = False
-        while True:
-            try:
+        with _Interrupt(self._engine.stop) as interrupt:
+            while True:
                 event = self._events.get()
-            except KeyboardInterrupt:
-                if stopping or not loaded:
-                    raise
-                stopping = True
-                self._engine.stop()
-                continue
-            loaded |= isinstance(event, Loaded)
-            on_event(event)
-            if event.reply == number:
-                reply.feed(event)
-            if isinstance(event, Failed) and (event.reply == 0 or not (reply.answer or reply.thoughts)):
-                raise error_of(event)
-            if isinstance(event, Done | Failed):
-                return reply
+                if isinstance(event, Loaded):
+                    interrupt.arm()
+                on_event(event)
+                if event.reply == number:
+                    reply.feed(event)
+                if isinstance(event, Failed) and (event.reply == 0 or not (reply.answer or reply.thoughts)):
+                    raise error_of(event)
+                if isinstance(event, Done | Failed):
+                    return reply
+
+
+class _Interrupt:
+    """Once armed, the first Ctrl-C calls `stop`, wherever the program is; a second one interrupts as usual.
+
+    An exception would arrive anywhere, in the middle of printing an event too, and leave it half done.
+    """
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self._stop = stop
+        self._usual = signal.getsignal(signal.SIGINT)
+        self._armed = False
+
+    def arm(self) -> None:
+        if threading.current_thread() is threading.main_thread() and callable(self._usual):
+            signal.signal(signal.SIGINT, self._once)
+            self._armed = True
+
+    def _once(self, _number: int, _frame: object) -> None:
+        signal.signal(signal.SIGINT, self._usual)
+        self._stop()
+
+    def __enter__(self) -> _Interrupt:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._armed:
+            signal.signal(signal.SIGINT, self._usual)
 
 
 def error_of(failed: Failed) -> UserError:
