@@ -5,50 +5,15 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from textual import events
-from textual.pilot import Pilot
 from textual.widgets import Footer, Static
-from textual.widgets.markdown import MarkdownFence
-from tui_stage import MODEL, Stage
+from tui_stage import MODEL, STEPS, Stage, answers, converse, shown, status, titles
 
 from ftllm.chat.options import ChatOptions, LoadSettings, ReplyOptions
 from tui.screens.keys import KeysScreen
 from tui.widgets.composer import Composer
-from tui.widgets.prose import Prose
-from tui.widgets.status import StatusLine
-from tui.widgets.thought import ThoughtPane, ThoughtTail, ThoughtTitle
-from tui.widgets.transcript import EndMarker, Transcript
-from tui.widgets.turns import Notice, ReplyTurn, UserTurn, Welcome
-
-STEPS = [f"Step {number}: write {number} and carry one.\n" for number in range(40)]
-
-
-def shown(widget: Static) -> str:
-    """A widget's text as drawn."""
-    return str(widget.visual)
-
-
-def titles(stage: Stage) -> list[str]:
-    return [shown(title) for title in stage.screen.query(ThoughtTitle)]
-
-
-def status(stage: Stage) -> str:
-    return shown(stage.screen.query_one(StatusLine))
-
-
-def answers(stage: Stage) -> list[str]:
-    return [prose.source for prose in stage.screen.query(Prose) if isinstance(prose.parent, ReplyTurn)]
-
-
-async def converse(stage: Stage, pilot: Pilot[None], text: str = "What is 347 + 586?") -> None:
-    """A whole exchange with a thought."""
-    await stage.say(pilot, text)
-    stage.engine.prompt()
-    stage.engine.think(*STEPS)
-    stage.engine.end_thought()
-    stage.engine.text("The sum ", "is **933**.")
-    stage.engine.done()
-    await stage.settle(pilot)
+from tui.widgets.thought import ThoughtTail
+from tui.widgets.transcript import Transcript
+from tui.widgets.turns import Notice, UserTurn, Welcome
 
 
 async def test_the_composer_is_usable_while_the_model_loads() -> None:
@@ -118,140 +83,6 @@ async def test_a_whole_exchange() -> None:
             {"role": "assistant", "content": "The sum is **933**."},
             {"role": "user", "content": "And the half of it?"},
         ]
-
-
-async def test_a_thought_while_it_lasts() -> None:
-    stage = Stage()
-    async with stage.app.run_test() as pilot:
-        stage.engine.ready()
-        await stage.settle(pilot)
-        await stage.say(pilot, "Think!")
-        stage.engine.think(*STEPS)
-        await stage.settle(pilot)
-        stage.clock.now += 3.1
-        await stage.until(pilot, lambda: titles(stage) != ["▾ Thinking for 0.0 seconds"])
-        assert titles(stage) == ["▾ Thinking for 3.1 seconds"]
-        tail = stage.screen.query_one(ThoughtTail)
-        assert tail.size.height == 12
-        assert shown(tail).split("\n") == [step.strip() for step in STEPS[-12:]]
-        stage.clock.now += 0.5
-        await stage.until(pilot, lambda: titles(stage) == ["▾ Thinking for 3.6 seconds"])
-        stage.engine.end_thought()
-        stage.engine.text("933")
-        await stage.settle(pilot)
-        assert titles(stage) == ["▸ Thought for 7.40 seconds - 312 tokens"]
-        assert not tail.display
-        assert answers(stage) == ["933"]
-
-
-async def test_a_thought_can_start_closed() -> None:
-    stage = Stage(ChatOptions(show_thoughts=False))
-    async with stage.app.run_test() as pilot:
-        stage.engine.ready()
-        await stage.settle(pilot)
-        await stage.say(pilot, "Think!")
-        stage.engine.think(*STEPS)
-        await stage.settle(pilot)
-        assert titles(stage) == ["▸ Thinking for 0.0 seconds"]
-        assert not stage.screen.query_one(ThoughtTail).display
-
-
-async def test_an_empty_thought_leaves_no_trace() -> None:
-    stage = Stage()
-    async with stage.app.run_test() as pilot:
-        stage.engine.ready()
-        await stage.settle(pilot)
-        await stage.say(pilot, "Do not think!")
-        stage.engine.think("\n\n")
-        stage.engine.end_thought(0.0, 2)
-        stage.engine.text("933")
-        stage.engine.done()
-        await stage.settle(pilot)
-        assert titles(stage) == []
-        assert answers(stage) == ["933"]
-
-
-async def test_a_thought_touched_stays_as_it_is() -> None:
-    stage = Stage()
-    async with stage.app.run_test() as pilot:
-        stage.engine.ready()
-        await stage.settle(pilot)
-        await stage.say(pilot, "Think!")
-        stage.engine.think(*STEPS)
-        await stage.settle(pilot)
-        await pilot.press("shift+tab", "enter", "enter")
-        await stage.settle(pilot)
-        stage.engine.end_thought()
-        stage.engine.text("933")
-        stage.engine.done()
-        await stage.settle(pilot)
-        pane = stage.screen.query_one(ThoughtPane)
-        assert pane.is_open
-        assert pane.query_one(Prose).source == "".join(STEPS).strip()
-
-
-@pytest.mark.parametrize("how", ["enter", "space", "click"])
-async def test_one_thought_opens_and_closes(how: str) -> None:
-    stage = Stage()
-    async with stage.app.run_test() as pilot:
-
-        async def toggle() -> None:
-            if how == "click":
-                stage.screen.query(ThoughtTitle).last().scroll_visible(animate=False)
-                await pilot.pause()
-                await pilot.click(stage.screen.query(ThoughtTitle).last())
-            else:
-                stage.screen.query(ThoughtTitle).last().focus()
-                await pilot.pause()  # the focus moves with the next message
-                await pilot.press(how)
-            await stage.settle(pilot)
-
-        stage.engine.ready()
-        await stage.settle(pilot)
-        await converse(stage, pilot)
-        await converse(stage, pilot)
-        first, second = stage.screen.query(ThoughtPane)
-        await toggle()
-        assert (first.is_open, second.is_open) == (False, True)
-        assert second.query_one(Prose).display
-        assert titles(stage)[1].startswith("▾ Thought for 7.40 seconds")
-        await toggle()
-        assert (first.is_open, second.is_open) == (False, False)
-        assert not second.query_one(Prose).display
-
-
-async def test_all_thoughts_open_and_close() -> None:
-    stage = Stage()
-    async with stage.app.run_test() as pilot:
-        stage.engine.ready()
-        await stage.settle(pilot)
-        await converse(stage, pilot)
-        await converse(stage, pilot)
-        await pilot.press("ctrl+t")
-        assert [pane.is_open for pane in stage.screen.query(ThoughtPane)] == [True, True]
-        await pilot.press("ctrl+t")
-        assert [pane.is_open for pane in stage.screen.query(ThoughtPane)] == [False, False]
-
-
-async def test_opening_a_thought_keeps_its_title_in_place() -> None:
-    stage = Stage()
-    async with stage.app.run_test() as pilot:
-        stage.engine.ready()
-        await stage.settle(pilot)
-        await converse(stage, pilot)
-        title = stage.screen.query_one(ThoughtTitle)
-        row = title.region.y
-        await pilot.click(title)
-        await stage.settle(pilot)
-        assert title.region.y == row
-        assert not stage.screen.query_one(Transcript).at_end
-        await pilot.click(title)
-        await stage.settle(pilot)
-        assert stage.screen.query_one(Transcript).at_end
-        await stage.say(pilot, "Next")
-        stage.engine.text(*("line\n\n" for _ in range(40)))
-        await stage.settle(pilot)
-        assert stage.screen.query_one(Transcript).at_end
 
 
 async def test_typing_goes_to_the_composer_wherever_the_focus_is() -> None:
@@ -347,75 +178,6 @@ async def test_escape_takes_back_what_waits_for_the_model() -> None:
         stage.engine.ready()
         await stage.settle(pilot)
         assert stage.engine.asked == []
-
-
-async def test_scrolling_away_holds_and_coming_back_follows() -> None:
-    stage = Stage()
-    async with stage.app.run_test() as pilot:
-        transcript, marker = stage.screen.query_one(Transcript), stage.screen.query_one(EndMarker)
-        stage.engine.ready()
-        await stage.settle(pilot)
-        await stage.say(pilot, "Write.")
-        stage.engine.text(*(f"line {number}\n\n" for number in range(40)))
-        await stage.settle(pilot)
-        assert transcript.at_end
-        assert not marker.display
-        await pilot.press("pageup")
-        await stage.settle(pilot)
-        place = transcript.scroll_y
-        assert 0 < place < transcript.max_scroll_y
-        assert marker.display
-        stage.engine.text(*(f"line {number}\n\n" for number in range(40, 80)))
-        await stage.settle(pilot)
-        assert transcript.scroll_y == place
-        await pilot.click(marker)
-        await stage.settle(pilot)
-        assert transcript.at_end
-        assert not marker.display
-        stage.engine.text(*(f"line {number}\n\n" for number in range(80, 120)))
-        await stage.settle(pilot)
-        assert transcript.at_end
-
-
-async def test_scrolling_by_wheel_and_keys() -> None:
-    stage = Stage()
-    async with stage.app.run_test() as pilot:
-        transcript = stage.screen.query_one(Transcript)
-        stage.engine.ready()
-        await stage.settle(pilot)
-        await stage.say(pilot, "Write.")
-        stage.engine.text(*(f"line {number}\n\n" for number in range(40)))
-        await stage.settle(pilot)
-        end = transcript.scroll_y
-        await pilot._post_mouse_events([events.MouseScrollUp], transcript, (10, 5), button=0)
-        await stage.settle(pilot)
-        assert transcript.scroll_y < end
-        await pilot.press("ctrl+home")
-        await stage.settle(pilot)
-        assert transcript.scroll_y == 0
-        await pilot.press("pagedown")
-        await stage.settle(pilot)
-        assert transcript.scroll_y == transcript.size.height - 2
-        await pilot.press("ctrl+end")
-        stage.engine.text("more\n\n")
-        await stage.settle(pilot)
-        assert transcript.scroll_y > end
-
-
-async def test_sending_goes_to_the_end() -> None:
-    stage = Stage()
-    async with stage.app.run_test() as pilot:
-        transcript = stage.screen.query_one(Transcript)
-        stage.engine.ready()
-        await stage.settle(pilot)
-        await stage.say(pilot, "Write.")
-        stage.engine.text(*(f"line {number}\n\n" for number in range(40)))
-        stage.engine.done()
-        await stage.settle(pilot)
-        await pilot.press("ctrl+home")
-        await stage.say(pilot, "More.")
-        await stage.settle(pilot)
-        assert transcript.at_end
 
 
 async def test_an_engine_that_dies_leaves_the_session_open() -> None:
@@ -546,69 +308,6 @@ async def test_light_and_dark() -> None:
         dark = stage.app.current_theme.dark
         await pilot.press("f2")
         assert stage.app.current_theme.dark is not dark
-
-
-async def test_what_a_model_writes_is_only_text() -> None:
-    stage = Stage()
-    async with stage.app.run_test() as pilot:
-        stage.engine.ready()
-        await stage.settle(pilot)
-        await stage.say(pilot, "[red]hello[/red] \x1b[31m")
-        stage.engine.think("[bold]x[/bold] ", "\x1b]0;owned\x07 [@click=app.quit]y[/]")
-        await stage.settle(pilot)
-        assert shown(stage.screen.query_one(UserTurn)) == "[red]hello[/red] ␛[31m"
-        assert shown(stage.screen.query_one(ThoughtTail)) == "[bold]x[/bold] ␛]0;owned␇ [@click=app.quit]y[/]"
-        stage.engine.end_thought()
-        stage.engine.text("[b]a[/b] \x1b[2J\n", "<div>\nkept\n</div>\n")
-        stage.engine.done()
-        await stage.settle(pilot)
-        drawn = " ".join(shown(block) for block in stage.screen.query("MarkdownBlock").results(Static))
-        assert "[b]a[/b] ␛[2J" in drawn
-        assert "<div>\nkept\n</div>" in drawn
-
-
-async def test_a_streamed_document_ends_as_if_read_at_once() -> None:
-    document = "# Sum\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n"
-    document += "- one\n  ```python\n  print(1)\n  ```\n- [two][ref]\n\n[ref]: https://x.org\n"
-    stage = Stage()
-    async with stage.app.run_test() as pilot:
-        stage.engine.ready()
-        await stage.settle(pilot)
-        await stage.say(pilot, "Write.")
-        for start in range(0, len(document), 7):
-            stage.engine.text(document[start : start + 7])
-            await pilot.pause(0.06)
-        stage.engine.done()
-        await stage.settle(pilot)
-        streamed = stage.screen.query_one(Prose)
-        whole = Prose(document)
-        await stage.screen.query_one(Transcript).add(whole)
-        await stage.settle(pilot)
-        assert streamed.source == document
-        assert outline(streamed) == outline(whole)
-        assert len(streamed.query(MarkdownFence)) == 1
-
-
-def outline(prose: Prose) -> list[str]:
-    return [type(widget).__name__ for widget in prose.walk_children()]
-
-
-async def test_links_of_other_kinds_are_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[str] = []
-    stage = Stage()
-    async with stage.app.run_test() as pilot:
-        monkeypatch.setattr(stage.app, "open_url", lambda url, **_: opened.append(url))
-        stage.engine.ready()
-        await stage.settle(pilot)
-        await stage.say(pilot, "Links.")
-        stage.engine.text("[safe](https://example.org/)\n\n[file](file:///etc/passwd)\n")
-        stage.engine.done()
-        await stage.settle(pilot)
-        safe, file = stage.screen.query("MarkdownParagraph")
-        await pilot.click(safe, offset=(1, 0))
-        await pilot.click(file, offset=(1, 0))
-        await stage.settle(pilot)
-        assert opened == ["https://example.org/"]
 
 
 async def test_resizing_while_it_streams() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from textual.pilot import Pilot
+from textual.widgets import Static
 
 from ftllm.chat.events import (
     AnyEvent,
@@ -29,7 +30,10 @@ from tui.app import ChatApp
 from tui.inbox import Inbox
 from tui.screens.chat import ChatScreen
 from tui.widgets.composer import Composer
+from tui.widgets.prose import Prose
+from tui.widgets.status import StatusLine
 from tui.widgets.thought import ThoughtTitle
+from tui.widgets.turns import ReplyTurn
 
 MODEL = Path("models/nano-ft-Q4_K_M.gguf")
 
@@ -157,3 +161,34 @@ class Stage:
         self.screen.query_one(Composer).load_text(text)
         await pilot.press("enter")
         await pilot.pause()
+
+
+STEPS = [f"Step {number}: write {number} and carry one.\n" for number in range(40)]
+
+
+def shown(widget: Static) -> str:
+    """A widget's text as drawn."""
+    return str(widget.visual)
+
+
+def titles(stage: Stage) -> list[str]:
+    return [shown(title) for title in stage.screen.query(ThoughtTitle)]
+
+
+def status(stage: Stage) -> str:
+    return shown(stage.screen.query_one(StatusLine))
+
+
+def answers(stage: Stage) -> list[str]:
+    return [prose.source for prose in stage.screen.query(Prose) if isinstance(prose.parent, ReplyTurn)]
+
+
+async def converse(stage: Stage, pilot: Pilot[None], text: str = "What is 347 + 586?") -> None:
+    """A whole exchange with a thought."""
+    await stage.say(pilot, text)
+    stage.engine.prompt()
+    stage.engine.think(*STEPS)
+    stage.engine.end_thought()
+    stage.engine.text("The sum ", "is **933**.")
+    stage.engine.done()
+    await stage.settle(pilot)
