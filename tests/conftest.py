@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 
+import pytest
+from hub_server import Hub
 from hypothesis import settings
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and every program they start would too.
@@ -14,3 +17,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """A Hub of our own on loopback, for the real client; `hf_ownersecret` is the token of its user `owner`."""
+    server = Hub()
+    yield server
+    server.close()
