@@ -195,16 +195,16 @@ class Handler(BaseHTTPRequestHandler):
         return self.hub.tokens[given]
 
     def found(self, kind: str, repo_id: str, *, write: bool = False) -> Repo:
-        repo = self.hub.repos.get((kind, repo_id))
+        user, repo = self.user, self.hub.repos.get((kind, repo_id))
         owner = repo_id.partition("/")[0]
-        if repo is None or (repo.private and self.user != owner):
-            if self.user is None:
+        if repo is None or (repo.private and user != owner):
+            if user is None:
                 raise Refused(401, "Invalid username or password.")
             raise Refused(404, "Repository not found", "RepoNotFound")
         if write:
-            if self.user is None:
+            if user is None:
                 raise Refused(401, "Invalid username or password.")
-            if self.user != owner or self.user in self.hub.readers:
+            if user != owner or user in self.hub.readers:
                 raise Refused(403, "Forbidden: pass a token with write access to this repository")
         return repo
 

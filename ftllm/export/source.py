@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import dataclass, field
 from math import prod
@@ -11,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ftllm import runs
-from ftllm.errors import UserError, WorkError
+from ftllm.errors import UserError
 from ftllm.export.lora import read_header
 from ftllm.files import sha256_file
+from ftllm.hubfiles import snapshot
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -199,34 +199,13 @@ def _base_directory(wanted: str, revision: str | None, offline: bool, of: str) -
         return path, path.name
     if path.is_absolute() or wanted.startswith((".", "~")) or wanted.count("/") != 1:
         raise UserError(f"the base model of {of} is not at {wanted}", "say where it is with --base")
-    directory = _download(wanted, revision, offline)
+    try:
+        directory = snapshot(wanted, revision=revision, patterns=BASE_FILES, offline=offline)
+    except UserError as error:
+        hint = f"{error.hint}; or say where the base is with --base"
+        raise type(error)(f"the base model of {of}: {error.message}", hint) from None
     check_checkpoint(directory)
     return directory, wanted.split("/")[1]
-
-
-def _download(repo: str, revision: str | None, offline: bool) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    offline = offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-    try:
-        found = snapshot_download(repo, revision=revision, allow_patterns=BASE_FILES, local_files_only=offline)
-    except LocalEntryNotFoundError:
-        where = "this is offline" if offline else "the Hub cannot be reached"
-        raise UserError(
-            f"the base model {repo} is neither a directory nor in the Hub's cache, and {where}",
-            "say where it is with --base",
-        ) from None
-    except HFValidationError:
-        raise UserError(
-            f"the base model {repo} is not here, nor a name the Hub knows", "say where it is with --base"
-        ) from None
-    except HfHubHTTPError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise WorkError(
-            f"the base model {repo} could not be downloaded: {reason}", "check its name and your access"
-        ) from None
-    return Path(found)
 
 
 def _json(path: Path, hint: str) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ftllm.errors import UserError, WorkError
+from ftllm.errors import UserError
+from ftllm.hubfiles import is_repository, snapshot
 from ftllm.runs import hash_files
-from ftllm.train.config import is_repository
 from ftllm.vocabulary import TOKENIZER_FILES
 
 # Everything a tokenizer may be made of; copied byte for byte, since transformers 5 re-saves it incompletely.
@@ -119,7 +119,7 @@ def find(model: str, *, offline: bool = False) -> Base:
     if not is_repository(model):
         raise UserError(f"no model directory {model}", "give a directory, or a Hub repository such as org/name")
     repository, _, revision = model.partition("@")
-    directory = _download(repository, revision or None, offline=offline)
+    directory = snapshot(repository, revision=revision or None, patterns=HUB_PATTERNS, offline=offline)
     return _checked(directory, repository, directory.name)
 
 
@@ -147,46 +147,6 @@ def _checked(path: Path, repository: str | None, revision: str | None) -> Base:
     if not any((path / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(f"{place} has no tokenizer", f"a model directory holds one of {', '.join(TOKENIZER_FILES)}")
     return Base(path, repository, revision, config)
-
-
-def _download(repository: str, revision: str | None, *, offline: bool) -> Path:
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    local = offline or constants.HF_HUB_OFFLINE
-    try:
-        return Path(
-            snapshot_download(repository, revision=revision, allow_patterns=list(HUB_PATTERNS), local_files_only=local)
-        )
-    except GatedRepoError:
-        hint = f"accept its terms at https://huggingface.co/{repository}, then `hf auth login`"
-        raise UserError(f"{repository} is gated", hint) from None
-    except RevisionNotFoundError:
-        raise UserError(f"{repository} has no revision {revision}", "give a branch, a tag or a commit") from None
-    except RepositoryNotFoundError:
-        hint = "check the name; for a private repository, `hf auth login` first"
-        raise UserError(f"no directory {repository}, and no such repository on the Hub", hint) from None
-    except LocalEntryNotFoundError as error:
-        if local:
-            hint = "fetch it once with the network on, or give a directory"
-            raise UserError(f"{repository} is not on this machine, and this is offline", hint) from None
-        raise WorkError(
-            f"{repository} could not be downloaded: {_cause(error)}", "check the network and try again"
-        ) from None
-    except (HfHubHTTPError, OSError) as error:
-        raise WorkError(
-            f"{repository} could not be downloaded: {_cause(error)}", "check the network and try again"
-        ) from None
-
-
-def _cause(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _parameters_of(path: Path) -> int:

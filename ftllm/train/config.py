@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from ftllm.errors import UserError
+from ftllm.hubfiles import is_repository
 from ftllm.noise import Curriculum, NoiseSettings
 from ftllm.train.settings import Setting, Settings, check_keys, nested
 
@@ -292,14 +293,6 @@ def _absolute(key: str, value: Any, directory: Path) -> Any:
     if key == "model" and not path.exists() and is_repository(value):
         return value
     return str(path.resolve())
-
-
-REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
-
-
-def is_repository(value: str) -> bool:
-    """Whether `value` looks like `org/name` or `org/name@revision`."""
-    return REPOSITORY.fullmatch(value) is not None
 
 
 def share_of(value: str | float) -> float | None:
