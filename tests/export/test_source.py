@@ -72,7 +72,7 @@ def test_a_four_bit_mirror_is_mapped_to_its_original(nano: Path, tmp_path: Path)
     alone = shutil.copytree(adapter, tmp_path / "alone")
     config = {"r": 1, "base_model_name_or_path": "unsloth/gemma-3-27b-it-unsloth-bnb-4bit"}
     (alone / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="unsloth/gemma-3-27b-it is neither"):
+    with pytest.raises(UserError, match="unsloth/gemma-3-27b-it is not on this machine"):
         source.resolve(str(alone), offline=True)
     found = source.resolve(str(alone), base=str(nano))
     assert found.four_bit
