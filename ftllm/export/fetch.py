@@ -105,7 +105,7 @@ def fetch(version: str) -> Converter:
         root.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{version}-", dir=root.parent) as directory:
             scratch = Path(directory)
-            archive = _download(version, scratch)
+            archive = download(version, scratch)
             install(archive, version, root)
     except OSError as error:
         raise storage_error(error, root) from error
@@ -161,7 +161,7 @@ def _from_checkout(checkout: Path, version: str) -> Converter:
     return Converter(root, version, str(root))
 
 
-def _download(version: str, scratch: Path) -> Path:
+def download(version: str, scratch: Path) -> Path:
     """The source distribution, downloaded by pip with its hash required."""
     if find_spec("pip") is None:
         raise UserError(
