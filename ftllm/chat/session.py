@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -18,7 +18,8 @@ from ftllm.chat.events import (
     ThinkStart,
 )
 
-StopReason = DoneReason | Literal["failed"]
+StopReason = DoneReason | Literal["failed", "interrupted"]
+"""`failed`: the engine did; `interrupted`: this program ended first."""
 
 
 @dataclass(frozen=True)
@@ -115,20 +116,25 @@ class Session:
         return message
 
     def context(self) -> list[Mapping[str, str]]:
-        """What the model sees: no thoughts, no empty replies, and no two turns of one role in a row.
+        """What the model sees."""
+        return context_of(self.system, self.messages)
 
-        A reply stopped before its answer began leaves two user turns in a row, which many templates refuse; they
-        become one, a blank line between them.
-        """
-        seen: list[ChatMessage] = [ChatMessage("system", self.system)] if self.system else []
-        for message in self.messages:
-            if message.role == "assistant" and not message.content:
-                continue
-            if seen and seen[-1].role == message.role:
-                seen[-1] = replace(seen[-1], content=f"{seen[-1].content}\n\n{message.content}")
-            else:
-                seen.append(message)
-        return [{"role": message.role, "content": message.content} for message in seen]
+
+def context_of(system: str | None, messages: Iterable[ChatMessage]) -> list[Mapping[str, str]]:
+    """What the model sees: no thoughts, no empty replies, and no two turns of one role in a row.
+
+    A reply stopped before its answer began leaves two user turns in a row, which many templates refuse; they
+    become one, a blank line between them.
+    """
+    seen: list[ChatMessage] = [ChatMessage("system", system)] if system else []
+    for message in messages:
+        if message.role == "assistant" and not message.content:
+            continue
+        if seen and seen[-1].role == message.role:
+            seen[-1] = replace(seen[-1], content=f"{seen[-1].content}\n\n{message.content}")
+        else:
+            seen.append(message)
+    return [{"role": message.role, "content": message.content} for message in seen]
 
 
 def thought_title(seconds: float) -> str:
