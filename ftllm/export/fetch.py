@@ -57,6 +57,11 @@ def cache_root() -> Path:
     return Path(platformdirs.user_cache_dir("ftllm")) / "converter"
 
 
+def tools_root() -> Path:
+    """Where `scripts/build_llama_tools` puts llama.cpp's own tools, in `bin/`."""
+    return Path(platformdirs.user_cache_dir("ftllm")) / "tools" / runtime_version()
+
+
 def state(version: str | None = None) -> str:
     """`ready`, `missing` or `damaged`: the cached converter of `version` (default: the runtime's)."""
     root = cache_root() / (version or runtime_version())
@@ -162,7 +167,12 @@ def _from_checkout(checkout: Path, version: str) -> Converter:
 
 
 def download(version: str, scratch: Path) -> Path:
-    """The source distribution, downloaded by pip with its hash required."""
+    """The source distribution in `scratch`, downloaded by pip with its hash required.
+
+    Raises:
+        UserError: there is no pip.
+        WorkError: no network, a wrong hash, or no space.
+    """
     if find_spec("pip") is None:
         raise UserError(
             "fetching llama.cpp's converter needs pip, which is not installed", "pip install 'ftllm[export]'"
