@@ -1,7 +1,8 @@
-"""The output head in plain torch, for machines where TRL's Triton kernel is missing.
+"""The output head in plain torch, for devices that TRL's Triton kernel does not run on.
 
-TRL 1.15 computes its loss through a Triton kernel, and torch's CPU builds (Windows' and macOS' too) come without
-Triton: there `SFTTrainer` fails at its first step. `install` gives it this function instead, with the same arguments.
+TRL 1.15 computes its loss through a Triton kernel. torch's CPU builds (Windows' and macOS' too) come without Triton,
+and where a CUDA build brings it to a machine without a GPU it finds no driver: both ways `SFTTrainer` fails at its
+first step. `install` gives it this function instead, with the same arguments.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from typing import Any
 CHUNK_VALUES = 2**25  # logits held at once: 128 MiB in float32
 
 
-def install() -> bool:
-    """Give TRL a head where it has none; True when it was needed."""
+def install(device: str) -> bool:
+    """Give TRL a head that runs on `device` (`cuda`, `mps` or `cpu`); True when its own would not."""
     from trl.trainer import utils
 
-    if utils._ChunkedLogProbFunction is not None:
+    if device == "cuda" and utils._ChunkedLogProbFunction is not None:
         return False
     utils._ChunkedLogProbFunction = TorchHead
     return True

@@ -186,7 +186,7 @@ def make(
     collator: Callable[[Sequence[dict[str, Sequence[int]]]], dict[str, Any]] = partial(collate, pad_id=pad_id or 0)
     if packing and config.batch_size > 1 and keeps_rows_apart(model, table.first(2)):
         collator = pack  # half of a batch of short rows is padding, and a CPU pays for it in full
-    install()
+    install(device.kind)
     trainer = FragmentedTrainer(
         model=model,
         args=arguments,

@@ -15,7 +15,7 @@ from ftllm.errors import UserError, WorkError
 from ftllm.train import checkpoints
 from ftllm.train.backend import lora_targets
 from ftllm.train.base import find
-from ftllm.train.head import TorchHead
+from ftllm.train.head import TorchHead, install
 from ftllm.train.metrics import Metrics, read
 
 NANO = Path(__file__).parents[2] / "models" / "nano"
@@ -198,3 +198,15 @@ def test_head_is_cross_entropy(
     for found, wanted in zip(torch.autograd.grad(log_probs.sum(), (hidden, weight)), grads, strict=True):
         torch.testing.assert_close(found, wanted)
     assert TorchHead.apply(hidden, weight, bias, targets, 0.7, 32768)[1] is None
+
+
+def test_tritons_head_is_for_gpus_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA build of torch brings Triton to machines without a GPU too, where its kernel finds no driver."""
+    from trl.trainer import utils
+
+    theirs = object()
+    monkeypatch.setattr(utils, "_ChunkedLogProbFunction", theirs)
+    assert not install("cuda")
+    assert utils._ChunkedLogProbFunction is theirs
+    assert install("cpu")
+    assert utils._ChunkedLogProbFunction is TorchHead
