@@ -32,14 +32,33 @@ LLAMA3_SPLIT = (
 QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
 QWEN2_CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 # What Qwen3 has after Qwen2's, in order: special ones, then ordinary text, its thought tags among them.
-QWEN3_SPECIAL = (
-    "<|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> <|quad_start|> <|quad_end|> <|vision_start|>"
-    " <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>"
-).split()
-QWEN3_ORDINARY = (
-    "<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|>"
-    " <tool_response> </tool_response> <think> </think>"
-).split()
+QWEN3_SPECIAL = [
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
+QWEN3_ORDINARY = [
+    "<tool_call>",
+    "</tool_call>",
+    "<|fim_prefix|>",
+    "<|fim_middle|>",
+    "<|fim_suffix|>",
+    "<|fim_pad|>",
+    "<|repo_name|>",
+    "<|file_sep|>",
+    "<tool_response>",
+    "</tool_response>",
+    "<think>",
+    "</think>",
+]
 MISTRAL_TEMPLATE = """\
 {{- bos_token -}}
 {%- for message in messages -%}
