@@ -108,6 +108,11 @@ class Task:
         place = {"task": self.title, "completed": completed, "total": self.total, "unit": self.unit}
         self.reporter.event("progress", **place, **fields)
 
+    def remark(self, note: str) -> None:
+        """Show a note beside the bar, and nothing where there is none."""
+        if self.bars is not None:
+            self.bars.update(self.identifier, note=escape(note))
+
     def advance(self, amount: float = 1, note: str = "", **fields: Any) -> None:
         """Move on by `amount` units."""
         self.update(self.completed + amount, note, **fields)

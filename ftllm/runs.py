@@ -5,6 +5,8 @@ runs/<name>/
   config.yaml     the resolved configuration; training from it repeats the run
   adapter/        the PEFT adapter (safetensors) and the base's tokenizer files
   metrics.jsonl   one JSON object a logged step
+  samples.json    a few answers before and after training
+  REPORT.md       what a person should see of it, with loss.svg
   gguf/           what export made
 """
 
@@ -16,6 +18,8 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -180,6 +184,30 @@ def _make_numbered(root: Path, stem: str) -> Path:
             continue
         return path.resolve()
     raise UserError(f"{root} holds too many runs called {stem}", "give a --name")
+
+
+@contextmanager
+def locked(run: Run) -> Iterator[None]:
+    """Hold a run for this process.
+
+    Raises:
+        UserError: another process is training it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    descriptor = os.open(run.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = f"{run.name} is being trained by another process"
+            raise UserError(message, "wait for it, or stop it first") from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def environment() -> dict[str, Any]:

@@ -35,7 +35,7 @@ def train_verb(
     ] = None,
     held_out: Annotated[
         str | None,
-        typer.Option("--eval", metavar="SHARE|PATH", help="Hold out 5%, or measure on a file, before and after."),
+        typer.Option("--eval", metavar="SHARE|PATH", help="Hold out 5%, or measure on a file, as it trains."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with --name, or the latest unfinished run.")] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the whole configuration.")] = False,
@@ -129,7 +129,9 @@ def _finish(result: TrainResult, reporter: Reporter) -> None:
             f"held out: {result.eval_before:.4f} nats a token before, {result.eval_after:.4f} after "
             f"(perplexity {math.exp(result.eval_before):.3f}, {math.exp(result.eval_after):.3f})"
         )
-    reporter.say(f"adapter in {result.run.adapter}; `ftllm export {result.run.name}` makes a GGUF of it")
+    which = "" if result.adapter_step == result.steps else f" of step {result.adapter_step}, the best measured,"
+    reporter.say(f"adapter{which} in {result.run.adapter}; `ftllm export {result.run.name}` makes a GGUF of it")
+    reporter.say(f"report in {result.run.path / 'REPORT.md'}")
     reporter.done(
         run=str(result.run.path),
         adapter=str(result.run.adapter),
@@ -137,6 +139,7 @@ def _finish(result: TrainResult, reporter: Reporter) -> None:
         train_loss=result.train_loss,
         eval_nll=result.eval_after,
         eval_nll_before=result.eval_before,
+        adapter_step=result.adapter_step,
         share_moved=result.share_moved,
         seconds=result.seconds,
     )

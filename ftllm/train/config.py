@@ -109,8 +109,15 @@ class TrainConfig(Group):
     )
     eval: str | float | None = Field(
         default=None,
-        description="held out and never noised: a share of the data (5%), or a file; measured before and after",
+        description="held out and never noised: a share of the data (5%), or a file; its likelihood is measured",
     )
+    eval_steps: int = Field(default=0, ge=0, description="steps between two measurements; 0: at the end of each epoch")
+    patience: int = Field(default=0, ge=0, description="stop after so many measurements without a better one; 0: never")
+    keep: Literal["best", "last"] = Field(
+        default="best", description="the adapter kept: of the best measurement, or of the last step"
+    )
+    samples: int = Field(default=3, ge=0, description="answers shown before and after training")
+    sample_tokens: int = Field(default=256, ge=1, description="longest of those answers")
     preset: Preset = Field(default="ft", description="where the values below come from unless given: ft, seed or sft")
     backend: Backend = Field(
         default="auto", description="auto takes unsloth on a CUDA GPU where it is installed, else hf"

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 from ftllm.progress import Reporter, Task
 from ftllm.runs import Run
+from ftllm.train import backend
+from ftllm.train.metrics import Metrics
 from ftllm.train.prepare import Prepared, warnings_of
+
+FIRST_ESTIMATE = 10  # steps after which the whole time is estimated
+BETWEEN_LINES = 10.0  # seconds, where there is no bar
 
 
 def announce(run: Run, prepared: Prepared, manifest: dict[str, Any], step: int, reporter: Reporter) -> None:
@@ -37,24 +41,67 @@ def announce(run: Run, prepared: Prepared, manifest: dict[str, Any], step: int, 
     )  # fmt: skip
 
 
-def display(reporter: Reporter, task: Task) -> Callable[[dict[str, Any]], None]:
-    """Show each logged step: on the bar, as a JSON line, or as a plain line every ten seconds."""
-    shown = time.monotonic()
+class Display:
+    """Shows each step: on the bar, as a JSON line, or as a plain line every ten seconds; and every measurement.
 
-    def show(line: dict[str, Any]) -> None:
-        nonlocal shown
-        total = task.total or line["step"]
-        speed = f"{line['tokens_per_second']:.0f} tokens/s"
-        text = f"loss {line['loss']:.4f}  lr {line['learning_rate']:.2e}  {speed}"
-        task.update(line["step"], text, **{key: value for key, value in line.items() if key != "step"})
-        last = line["step"] >= total
-        if not reporter.live and (last or time.monotonic() - shown >= 10):
-            shown = time.monotonic()
-            left = line["seconds"] / line["step"] * (total - line["step"])
-            reporter.say(f"step {line['step']}/{total:.0f}  {text}" + ("" if last else f"  {_minutes(left)} left"))
+    Args:
+        reporter: where it goes.
+        task: the bar.
+        metrics: of the run.
+        prepared: what is trained.
+    """
 
-    return show
+    def __init__(self, reporter: Reporter, task: Task, metrics: Metrics, prepared: Prepared) -> None:
+        self.reporter = reporter
+        self.task = task
+        self.metrics = metrics
+        self.device = prepared.device
+        self.steps = prepared.steps
+        self.shown = time.monotonic()
+        self.first: dict[str, Any] | None = None  # the step that an estimate of the time counts from
+
+    def show(self, reading: dict[str, Any]) -> None:
+        """Show what `Metrics.add` returned."""
+        step = reading["step"]
+        smoothed, memory, left = self.metrics.smoothed_loss, backend.peak_memory(self.device), self._left(reading)
+        text = f"loss {reading['loss']:.4f}  smoothed {smoothed:.4f}  lr {reading['learning_rate']:.2e}"
+        text += f"  {reading['tokens_per_second']:.0f} tokens/s"
+        if memory is not None:
+            text += f"  {memory / 2**30:.1f} GiB"
+        fields = {key: value for key, value in reading.items() if key != "step"}
+        more = {"smoothed_loss": smoothed, "memory_bytes": memory, "seconds_left": left}
+        self.task.update(step, text, **fields, **more)
+        if "eval_nll" in reading:
+            self._show_measurement(reading)
+        last = step >= self.steps
+        if not self.reporter.live and (last or time.monotonic() - self.shown >= BETWEEN_LINES):
+            self.shown = time.monotonic()
+            ending = "" if last or left is None else f"  {minutes(left)} left"
+            self.reporter.say(f"step {step}/{self.steps}  {text}{ending}")
+
+    def _show_measurement(self, reading: dict[str, Any]) -> None:
+        best = self.metrics.best
+        is_best = best is not None and best["step"] == reading["step"]
+        compared = "the best so far" if is_best or best is None else f"step {best['step']} had {best['eval_nll']:.4f}"
+        self.reporter.say(f"step {reading['step']}: held out {reading['eval_nll']:.4f} nats a token, {compared}")
+        self.reporter.event("eval", step=reading["step"], eval_nll=reading["eval_nll"], best=is_best)
+
+    def _left(self, reading: dict[str, Any]) -> float | None:
+        """Seconds of training left, from the steps of this process but its first, which is slow; said once."""
+        if self.first is None:
+            self.first = reading
+            return None
+        done = reading["step"] - self.first["step"]
+        left = float((reading["seconds"] - self.first["seconds"]) / done * (self.steps - reading["step"]))
+        if done == FIRST_ESTIMATE - 1 and left >= BETWEEN_LINES:
+            pace = (reading["seconds"] - self.first["seconds"]) / done
+            self.reporter.say(
+                f"at {pace:.2f} s a step, the {self.steps - reading['step']} steps left take {minutes(left)}"
+            )
+        return round(left, 1)
 
 
-def _minutes(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+def minutes(seconds: float) -> str:
+    """`3:05`, or `1:03:05` beyond an hour."""
+    hours, rest = divmod(int(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ftllm.progress import Reporter, Task
+from ftllm.render import Row
 from ftllm.train import backend as backends
 from ftllm.train.base import Base
 from ftllm.train.config import TrainConfig
 from ftllm.train.data import Corpus, Plan, Rows
+from ftllm.vocabulary import DirectoryVocabulary
 
 
 @dataclass
@@ -45,10 +47,16 @@ class Prepared:
     corpus: Corpus
     rows: Rows
     plan: Plan
-    tokenizer: Any
+    held_out: list[Row]
+    vocabulary: DirectoryVocabulary
     backend: backends.BackendName
     reason: str
     device: backends.Device
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of the base."""
+        return self.vocabulary.tokenizer
 
     @property
     def decided(self) -> TrainConfig:
@@ -91,10 +99,11 @@ def prepare(config: TrainConfig, found: Base, corpus: Corpus, reporter: Reporter
     rows = Rows(config, corpus, vocabulary)
     with clock.part("rows"), reporter.task("rendering", len(corpus.training), "conversations") as task:
         plan = rows.plan(advance=_every(task, len(corpus.training)))
-    return Prepared(config, found, corpus, rows, plan, vocabulary.tokenizer, chosen, reason, device)
+        held_out = rows.held_out()
+    return Prepared(config, found, corpus, rows, plan, held_out, vocabulary, chosen, reason, device)
 
 
-def _quiet_vocabulary(path: Path) -> Any:
+def _quiet_vocabulary(path: Path) -> DirectoryVocabulary:
     from transformers.utils import logging
 
     from ftllm.vocabulary import from_directory
@@ -128,6 +137,8 @@ def warnings_of(prepared: Prepared) -> list[str]:
             )
     if plan.masked:
         found.append(f"{len(plan.masked)} rows have no trained token and are left out, the first at {plan.masked[0]}")
+    if config.patience and not prepared.held_out:
+        found.append("patience has nothing to measure: hold rows out with --eval 5%, or give it a file")
     if config.warmup_steps >= prepared.steps:
         found.append(
             f"the warm-up of {config.warmup_steps} steps is no shorter than the training of {prepared.steps}: "

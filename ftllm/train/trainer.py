@@ -17,13 +17,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl import SFTConfig, SFTTrainer
 
 from ftllm.errors import WorkError
+from ftllm.files import write_json
 from ftllm.render import Row
-from ftllm.train import checkpoints
-from ftllm.train.backend import Device
-from ftllm.train.config import TrainConfig
+from ftllm.train import adapter, checkpoints
 from ftllm.train.data import Plan, Rows, collate, keeps_rows_apart, pack
 from ftllm.train.head import install
-from ftllm.train.metrics import Metrics
+from ftllm.train.heldout import HeldOut
+from ftllm.train.metrics import STATE, Metrics
+from ftllm.train.prepare import Prepared
 
 
 class Table:
@@ -52,20 +53,30 @@ class Table:
 
 
 class Watcher(TrainerCallback):  # type: ignore[misc]
-    """Sets the table's epoch, keeps the metrics, shows progress, and stops when asked to.
+    """Sets the table's epoch, keeps the metrics, measures, shows progress, and stops when asked to.
 
     Args:
         table: what the trainer reads from.
-        metrics: where each logged step goes.
-        show: called with each logged step.
+        metrics: where each step goes.
+        held_out: what is measured on.
+        root: where the run's checkpoints go.
+        show: called with each step.
         stopping: whether to save a checkpoint and stop.
     """
 
     def __init__(
-        self, table: Table, metrics: Metrics, show: Callable[[dict[str, Any]], None], stopping: Callable[[], bool]
+        self,
+        table: Table,
+        metrics: Metrics,
+        held_out: HeldOut,
+        root: Path,
+        show: Callable[[dict[str, Any]], None],
+        stopping: Callable[[], bool],
     ) -> None:
         self.table = table
         self.metrics = metrics
+        self.held_out = held_out
+        self.root = root
         self.show = show
         self.stopping = stopping
 
@@ -79,75 +90,72 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
     ) -> TrainerControl:
         if self.stopping() and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
-        # A checkpoint's step is always logged, so that a resumed run's lines are those of an uninterrupted one.
-        if control.should_save or state.global_step >= state.max_steps:
-            control.should_log = True
         return control
 
     def on_log(
         self,
         _args: TrainingArguments,
         state: TrainerState,
-        _control: TrainerControl,
+        control: TrainerControl,
+        *,
+        model: Any,
         logs: dict[str, float] | None = None,
         **_kwargs: Any,
-    ) -> None:
+    ) -> TrainerControl:
+        """Every step comes by here, before a checkpoint of it is saved."""
         if not logs or "loss" not in logs:
-            return
+            return control
+        step, last = state.global_step, state.global_step >= state.max_steps
         if not math.isfinite(logs["loss"]):
             raise WorkError(
-                f"the loss became {logs['loss']} at step {state.global_step}",
-                "lower learning_rate, or set precision to float32",
+                f"the loss became {logs['loss']} at step {step}", "lower learning_rate, or set precision to float32"
             )
-        self.show(self.metrics.add(state.global_step, state.epoch or 0.0, logs))
+
+        def measure() -> float:
+            return self.held_out.likelihood(model).per_token
+
+        due = self.held_out.due(step, state.max_steps)
+        reading = self.metrics.add(step, state.epoch or 0.0, logs, last=last, measure=measure if due else None)
+        best = self.metrics.best
+        if due and best is not None and best["step"] == step:
+            self.held_out.keep(self.root, step, partial(adapter.save, model))
+        self.show(reading)
+        if self.metrics.exhausted(self.held_out.patience):
+            control.should_training_stop = True
+        return control
 
 
 class FragmentedTrainer(SFTTrainer):  # type: ignore[misc]
     """TRL's trainer with checkpoints that are whole or absent, and hold nothing but what a resume needs."""
 
+    metrics: Metrics
+
     def _save_checkpoint(self, _model: Any, _trial: Any) -> None:
         def fill(directory: Path) -> None:
-            save_adapter(self.model, directory)
+            adapter.save(self.model, directory)
             self._save_optimizer_and_scheduler(str(directory))
             self._save_rng_state(str(directory))
+            self.state.log_history.clear()  # the metrics have it
             self.state.save_to_json(str(directory / "trainer_state.json"))
+            write_json(directory / STATE, self.metrics.state())
 
         checkpoints.save(Path(self.args.output_dir), self.state.global_step, fill)
 
 
-def save_adapter(model: Any, directory: Path) -> None:
-    """Write the adapter's weights and configuration, and no model card."""
-    model.save_pretrained(str(directory), save_embedding_layers=False)
-    (directory / "README.md").unlink(missing_ok=True)
-
-
-def make(
-    model: Any,
-    tokenizer: Any,
-    table: Table,
-    watcher: Watcher,
-    config: TrainConfig,
-    device: Device,
-    directory: Path,
-    *,
-    packing: bool,
-    checkpointing: bool,
-) -> FragmentedTrainer:
+def make(model: Any, prepared: Prepared, table: Table, watcher: Watcher, directory: Path) -> FragmentedTrainer:
     """The trainer of a run.
 
     Args:
         model: a PEFT model.
-        tokenizer: of the base; only its padding token is used.
+        prepared: what is trained, and on what.
         table: the rows.
         watcher: called as training goes on.
-        config: of the run.
-        device: what is trained on.
         directory: where checkpoints go.
-        packing: whether short rows may share one long row, where the model keeps them apart.
-        checkpointing: whether the trainer is to set up gradient checkpointing.
     """
     from transformers.trainer_callback import PrinterCallback
 
+    config, device, tokenizer = prepared.config, prepared.device, prepared.tokenizer
+    checkpointing = config.gradient_checkpointing and prepared.backend == "hf"  # Unsloth sets its own up
     arguments = SFTConfig(
         output_dir=str(directory),
         per_device_train_batch_size=config.batch_size,
@@ -173,7 +181,7 @@ def make(
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
         dataloader_pin_memory=device.kind == "cuda",
-        logging_steps=config.log_steps,
+        logging_steps=1,  # the metrics take every step, and write a line as log_steps says
         logging_nan_inf_filter=False,
         save_strategy="steps" if config.save_steps else "no",
         save_steps=config.save_steps or 1,
@@ -184,6 +192,7 @@ def make(
     units = Dataset.from_dict({"unit": list(range(len(table.plan.units)))}).with_transform(table)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     collator: Callable[[Sequence[dict[str, Sequence[int]]]], dict[str, Any]] = partial(collate, pad_id=pad_id or 0)
+    packing = prepared.backend == "hf" and device.kind == "cpu"
     if packing and config.batch_size > 1 and keeps_rows_apart(model, table.first(2)):
         collator = pack  # half of a batch of short rows is padding, and a CPU pays for it in full
     install(device.kind)
@@ -195,16 +204,27 @@ def make(
         data_collator=collator,
         callbacks=[watcher],
     )
+    trainer.metrics = watcher.metrics
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def run(trainer: FragmentedTrainer, checkpoint: tuple[int, Path] | None, steps: int) -> None:
-    """Train to the end, from a checkpoint (its step and place) where there is one."""
+def run(trainer: FragmentedTrainer, checkpoint: tuple[int, Path] | None, steps: int, patience: int) -> int:
+    """Train to the end, from a checkpoint (its step and place) where there is one.
+
+    Returns:
+        the step reached: `steps`, or less where patience ended or an interruption came.
+    """
     if checkpoint is None:
         trainer.train()
-    elif checkpoint[0] >= steps:  # only the ending was missed
+    elif checkpoint[0] >= steps or trainer.metrics.exhausted(patience):  # only the ending was missed
         trainer._load_from_checkpoint(str(checkpoint[1]))
-        trainer.state.global_step = checkpoint[0]
+        return checkpoint[0]
     else:
         trainer.train(resume_from_checkpoint=str(checkpoint[1]))
+    return int(trainer.state.global_step)
+
+
+def go_back(trainer: FragmentedTrainer, directory: Path) -> None:
+    """Put an adapter that was set aside in the place of the present one."""
+    trainer._load_from_checkpoint(str(directory))

@@ -21,7 +21,7 @@ from ftllm.runs import Run
 from ftllm.train.stage import TrainResult
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-TRAINED = TrainResult(Run(Path("runs/x")), 10, 0.5, 2.0, 1.5, 0.3, 60.0)
+TRAINED = TrainResult(Run(Path("runs/x")), 10, 0.5, 2.0, 1.5, 0.3, 60.0, 10)
 
 
 def prompt(number: int, level: str, family: str) -> Prompt:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from trainings import Trainer
 
 from ftllm.progress import Reporter
 
@@ -53,3 +54,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def silent() -> Reporter:
     return Reporter(quiet=True)
+
+
+@pytest.fixture
+def trained(tiny: Path, data: Path, tmp_path: Path) -> Trainer:
+    """Trains on one thread, so that sums, and so bytes, are the same every time."""
+    import torch
+
+    torch.set_num_threads(1)
+    return Trainer(tiny, data, tmp_path / "runs")

@@ -16,7 +16,7 @@ from ftllm.train import checkpoints
 from ftllm.train.backend import lora_targets
 from ftllm.train.base import find
 from ftllm.train.head import TorchHead, install
-from ftllm.train.metrics import Metrics, read
+from ftllm.train.metrics import Metrics, read, smoothed
 
 NANO = Path(__file__).parents[2] / "models" / "nano"
 
@@ -116,10 +116,27 @@ def warnings_of(root: Path) -> tuple[tuple[int, Path] | None, list[str]]:
     return checkpoints.latest(root, said.append), said
 
 
+def checkpoint(root: Path, step: int, best: int | None = None) -> None:
+    def fill(directory: Path) -> None:
+        (directory / "weights").write_bytes(b"w" * 100)
+        state = {"best": best, "lines": [], "pending": [], "tokens": 0, "seconds": 0}
+        (directory / "metrics.json").write_text(json.dumps(state))
+
+    checkpoints.save(root, step, fill)
+
+
+def best(root: Path, step: int) -> None:
+    checkpoints.save_best(root, step, lambda directory: (directory / "weights").write_bytes(b"b" * 100))  # type: ignore[arg-type,return-value]
+
+
+def names(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir())
+
+
 def test_checkpoints_are_sealed_rotated_and_skipped_when_damaged(tmp_path: Path) -> None:
     for step in (10, 20, 100):
-        checkpoints.save(tmp_path, step, lambda directory: (directory / "weights").write_bytes(b"w" * 100))  # type: ignore[arg-type,return-value]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-100", "checkpoint-20"]
+        checkpoint(tmp_path, step)
+    assert names(tmp_path) == ["checkpoint-100", "checkpoint-20"]
     assert warnings_of(tmp_path) == ((100, tmp_path / "checkpoint-100"), [])
     (tmp_path / "checkpoint-110.partial").mkdir()
     (tmp_path / "checkpoint-100" / "weights").write_bytes(b"w" * 99)
@@ -130,6 +147,25 @@ def test_checkpoints_are_sealed_rotated_and_skipped_when_damaged(tmp_path: Path)
         "checkpoint-100 is damaged; it is left out",
     ]
     assert not (tmp_path / "checkpoint-110.partial").exists()
+    (tmp_path / "checkpoint-20" / "metrics.json").unlink()
+    assert warnings_of(tmp_path)[0] is None
+
+
+def test_best_adapters_stay_while_a_checkpoint_refers_to_them(tmp_path: Path) -> None:
+    best(tmp_path, 5)
+    checkpoint(tmp_path, 10, best=5)
+    best(tmp_path, 12)
+    assert names(tmp_path) == ["best-12", "best-5", "checkpoint-10"]  # going back to step 10, 5 is the best again
+    checkpoint(tmp_path, 20, best=12)
+    assert names(tmp_path) == ["best-12", "best-5", "checkpoint-10", "checkpoint-20"]
+    checkpoint(tmp_path, 30, best=12)
+    assert names(tmp_path) == ["best-12", "checkpoint-20", "checkpoint-30"]
+    (tmp_path / "best-12" / "weights").write_bytes(b"?")
+    found, said = warnings_of(tmp_path)
+    assert found is None
+    assert said[0] == "best-12 is damaged; checkpoint-30 is left out"
+    with pytest.raises(WorkError, match="best-12, the best adapter, is damaged"):
+        checkpoints.best(tmp_path, 12)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +178,7 @@ def test_checkpoints_are_sealed_rotated_and_skipped_when_damaged(tmp_path: Path)
     ],
 )
 def test_full_disk_leaves_the_last_checkpoint(tmp_path: Path, failure: Exception) -> None:
-    checkpoints.save(tmp_path, 1, lambda directory: (directory / "weights").touch())
+    checkpoint(tmp_path, 1)
 
     def fill(directory: Path) -> None:
         (directory / "weights").touch()
@@ -150,7 +186,7 @@ def test_full_disk_leaves_the_last_checkpoint(tmp_path: Path, failure: Exception
 
     with pytest.raises(WorkError, match=r"no space left while writing .*checkpoint-2"):
         checkpoints.save(tmp_path, 2, fill)
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+    assert names(tmp_path) == ["checkpoint-1"]
     assert warnings_of(tmp_path) == ((1, tmp_path / "checkpoint-1"), [])
 
 
@@ -165,12 +201,49 @@ def test_metrics_go_on_where_a_checkpoint_was(tmp_path: Path) -> None:
     metrics = Metrics(path)
     for step in (1, 2, 3):
         metrics.add(step, step / 10, {"loss": float(step), "num_tokens": 10.0 * step})
+        if step == 2:
+            state = json.loads(json.dumps(metrics.state()))
     assert metrics.train_loss == 2.0
     path.write_text(path.read_text() + '{"step": 4, "lo')
-    resumed = Metrics(path, step=2)
+    resumed = Metrics(path, state=state)
     resumed.add(3, 0.3, {"loss": 9.0, "num_tokens": 10.0})
     assert [(line["step"], line["loss"], line["tokens"]) for line in read(path)] == [(1, 1, 10), (2, 2, 20), (3, 9, 30)]
     assert resumed.train_loss == 4.0
+
+
+def test_lines_are_means_wherever_a_checkpoint_came_between(tmp_path: Path) -> None:
+    """Losses 1 to 7, a line every three steps: 2, 5 and the last step's 7, interrupted after step 4 or not."""
+
+    def tell(metrics: Metrics, steps: range) -> None:
+        for step in steps:
+            metrics.add(step, 0.0, {"loss": float(step)}, last=step == 7)
+
+    whole, cut = Metrics(tmp_path / "whole", 3), Metrics(tmp_path / "cut", 3)
+    tell(whole, range(1, 8))
+    tell(cut, range(1, 5))
+    resumed = Metrics(tmp_path / "cut", 3, json.loads(json.dumps(cut.state())))
+    tell(resumed, range(5, 8))
+    for metrics in (whole, resumed):
+        assert [(line["step"], line["loss"]) for line in read(metrics.path)] == [(3, 2.0), (6, 5.0), (7, 7.0)]
+        assert metrics.train_loss == 4.0
+
+
+def test_best_and_patience(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path / "m")
+    for step, nats in enumerate([3.0, 2.0, 2.5, 2.0, 2.1], 1):
+        assert not metrics.exhausted(3)
+        metrics.add(step, 0.0, {"loss": 1.0}, measure=lambda nats=nats: nats)  # type: ignore[misc]
+    assert metrics.best is not None
+    assert metrics.best["step"] == 2  # the earliest of equals
+    assert metrics.exhausted(3)
+    assert not metrics.exhausted(4)
+    assert not metrics.exhausted(0)
+
+
+def test_smoothed_loss_is_a_weighted_mean() -> None:
+    assert smoothed([5.0, 5.0, 5.0]) == pytest.approx([5, 5, 5])
+    # (0.1 * 0.9 * 4 + 0.1 * 2) / (0.09 + 0.1)
+    assert smoothed([4.0, 2.0]) == pytest.approx([4, 0.56 / 0.19])
 
 
 @pytest.mark.parametrize(("softcap", "scale", "values"), [(None, 1.0, 2**25), (None, 1.0, 64), (30.0, 0.5, 64)])

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,68 +13,20 @@ from typing import Any
 
 import pytest
 import torch
+from trainings import Trainer, adapter_hashes, impatient, without_timings
 
 from ftllm.errors import UserError, WorkError
 from ftllm.files import sha256_file
 from ftllm.likelihood import torch_likelihood
 from ftllm.progress import Reporter
-from ftllm.runs import Run
+from ftllm.runs import Run, locked
 from ftllm.train.config import resolve
 from ftllm.train.data import Rows, load_corpus
+from ftllm.train.interrupt import Interrupted
 from ftllm.train.metrics import read
-from ftllm.train.settings import Setting, read_yaml
-from ftllm.train.stage import Interrupted, TrainResult, locked, resume, train
+from ftllm.train.settings import read_yaml
+from ftllm.train.stage import resume, train
 from ftllm.vocabulary import from_directory
-
-TIMINGS = ("seconds", "tokens_per_second")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-class Trainer:
-    """Trains the tiny model on the small data, as a test asks."""
-
-    def __init__(self, model: Path, data: Path, runs: Path) -> None:
-        self.given = {"model": str(model), "data": [str(data)], "batch_size": 4, "learning_rate": 1e-2,
-                      "warmup_steps": 2, "save_steps": 0}  # fmt: skip
-        self.runs = runs
-
-    def __call__(self, name: str, reporter: Reporter | None = None, **values: Any) -> TrainResult:
-        given = {**self.given, **{key.replace("__", "."): value for key, value in values.items()}}
-        config = resolve([{key: Setting(value, "test") for key, value in given.items()}])
-        return train(config, reporter or Reporter(quiet=True), runs=self.runs, name=name)
-
-
-@pytest.fixture
-def trained(tiny: Path, data: Path, tmp_path: Path) -> Trainer:
-    return Trainer(tiny, data, tmp_path / "runs")
-
-
-class Impatient(Reporter):
-    """Presses Ctrl-C when a step is shown."""
-
-    stop_at = 0
-
-    def event(self, event: str, **fields: Any) -> None:
-        if event == "progress" and fields.get("task") == "training" and fields["completed"] == self.stop_at:
-            os.kill(os.getpid(), signal.SIGINT)
-
-
-def impatient(step: int) -> Impatient:
-    reporter = Impatient(quiet=True)
-    reporter.stop_at = step
-    return reporter
-
-
-def adapter_hashes(run: Run) -> dict[str, str]:
-    return {path.name: sha256_file(path) for path in run.adapter.iterdir()}
-
-
-def without_timings(run: Run) -> list[dict[str, Any]]:
-    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in read(run.metrics)]
 
 
 def test_a_run_holds_what_export_and_people_need(trained: Trainer, tiny: Path, data: Path) -> None:
@@ -85,8 +36,10 @@ def test_a_run_holds_what_export_and_people_need(trained: Trainer, tiny: Path, d
     result = trained("a", eval="25%", epochs=4)
     run = result.run
     assert sorted(path.name for path in run.path.iterdir()) == [
+        "REPORT.md",
         "adapter",
         "config.yaml",
+        "loss.svg",
         "manifest.json",
         "metrics.jsonl",
     ]
@@ -179,7 +132,7 @@ def test_interrupted_and_resumed_is_uninterrupted(trained: Trainer) -> None:
     run = Run(trained.runs / "cut")
     assert run.read_manifest()["status"] == "interrupted"
     assert not run.adapter.exists()
-    assert [path.name for path in run.checkpoints.iterdir()] == ["checkpoint-6"]
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["best-6", "checkpoint-6"]
     with pytest.raises(Interrupted):  # and once more, at the end of an epoch
         resume(run, impatient(8))
     result = resume(run, Reporter(quiet=True))
@@ -209,7 +162,7 @@ def test_resume_refuses_changed_data_and_a_run_in_use(trained: Trainer, data: Pa
 
 def test_killed_at_any_moment_and_resumed_from_the_command_line(trained: Trainer, tmp_path: Path) -> None:
     """A run killed with SIGKILL goes on to the adapter of an undisturbed run, through the program itself."""
-    settings = {"epochs": 5, "save_steps": 2}
+    settings = {"epochs": 5, "save_steps": 4, "eval": "25%", "eval_steps": 3, "samples": 1, "sample_tokens": 2}
     whole = trained("whole", **settings)
     command = [sys.executable, "-m", "ftllm", "train", "--json", "--runs", str(trained.runs)]
     file = tmp_path / "train.yaml"
@@ -234,7 +187,8 @@ def test_killed_at_any_moment_and_resumed_from_the_command_line(trained: Trainer
     assert (done["event"], done["run"], done["adapter"]) == ("done", str(run.path), str(run.adapter))
     assert done["steps"] == 15
     assert done["train_loss"] == pytest.approx(whole.train_loss)
-    assert done["eval_nll"] is None
+    assert (done["eval_nll"], done["adapter_step"]) == (whole.eval_after, whole.adapter_step)
+    assert (run.path / "samples.json").read_text() == (whole.run.path / "samples.json").read_text()
     assert adapter_hashes(run) == adapter_hashes(whole.run)
     assert without_timings(run) == without_timings(whole.run)
 

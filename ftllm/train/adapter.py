@@ -1,0 +1,34 @@
+"""The adapter on disk: as checkpoints keep it, and as plain peft, vLLM and export take it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ftllm.runs import Run
+from ftllm.train import checkpoints
+from ftllm.train.base import Base
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+
+def save(model: Any, directory: Path) -> None:
+    """Write the adapter's weights and configuration, and no model card."""
+    model.save_pretrained(str(directory), save_embedding_layers=False)
+    (directory / "README.md").unlink(missing_ok=True)
+
+
+def publish(run: Run, model: Any, found: Base) -> None:
+    """Write the run's adapter: weights, a configuration that names the 16-bit base, the base's tokenizer files."""
+    with checkpoints.whole_directory(run.adapter) as directory:
+        save(model, directory)
+        path = directory / CONFIG
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config |= {"base_model_name_or_path": found.reference, "revision": found.revision}
+        if isinstance(config.get("target_modules"), list):
+            config["target_modules"].sort()  # a set in peft: its order would differ from run to run
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (directory / WEIGHTS).chmod(path.stat().st_mode)  # safetensors makes it the owner's alone
+        found.copy_tokenizer(directory)

@@ -1,0 +1,60 @@
+"""The held-out rows of a run: their likelihood before, during and after training, and the adapter that was best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ftllm.errors import WorkError
+from ftllm.likelihood import Likelihood, torch_likelihood
+from ftllm.render import Row
+from ftllm.train import checkpoints
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What is measured on, and when.
+
+    Attributes:
+        rows: whole, clean, assistant turns only.
+        every: steps between two measurements.
+        patience: training ends after so many measurements without a better one; 0: never.
+        keeps_best: whether the adapter of the best measurement is set aside.
+        note: tells a person how far a measurement is.
+    """
+
+    rows: list[Row]
+    every: int
+    patience: int
+    keeps_best: bool
+    note: Callable[[str], None]
+
+    def due(self, step: int, steps: int) -> bool:
+        """Whether it is measured after `step` of `steps`: the last one always."""
+        return bool(self.rows) and (step % self.every == 0 or step >= steps)
+
+    def likelihood(self, model: Any) -> Likelihood:
+        """The likelihood of the rows now.
+
+        Raises:
+            WorkError: it is no number.
+        """
+
+        def measured(index: int) -> None:
+            self.note(f"measuring held-out rows {index + 1}/{len(self.rows)}")
+
+        found = torch_likelihood(model, self.rows, on_row=measured)
+        if not math.isfinite(found.per_token):
+            raise WorkError(
+                f"the likelihood of the held-out rows became {found.per_token}",
+                "lower learning_rate, or set precision to float32",
+            )
+        return found
+
+    def keep(self, root: Path, step: int, fill: Callable[[Path], None]) -> None:
+        """Set the adapter of `step` aside as the best so far, where that is asked for."""
+        if self.keeps_best:
+            checkpoints.save_best(root, step, fill)

@@ -1,0 +1,62 @@
+"""What a run's manifest says before training; results are added as they come."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ftllm.errors import UserError
+from ftllm.runs import Run, environment, now
+from ftllm.train import backend
+from ftllm.train.prepare import Prepared
+
+
+def first(run: Run, prepared: Prepared) -> dict[str, Any]:
+    """What is known before training; written when the weights are loaded."""
+    plan, device = prepared.plan, prepared.device
+    return {
+        "status": "running",
+        "name": run.name,
+        "started": now(),
+        "finished": None,
+        "base": prepared.base.record(),
+        "data": list(prepared.corpus.files),
+        "config": prepared.decided.model_dump(mode="json"),
+        "seed": prepared.config.seed,
+        "backend": prepared.backend,
+        "device": device.kind,
+        "threads": backend.threads(),
+        "precision": {
+            "weights": "nf4" if device.four_bit else device.precision,
+            "compute": device.precision,
+            "adapter": "float32",
+        },
+        "steps": prepared.steps,
+        "rows": {
+            "training": len(plan.units),
+            "held_out": len(prepared.corpus.held_out),
+            "tokens": plan.tokens,
+            "trained_tokens": plan.trained,
+            "longest": plan.longest,
+            "dropped": [source for source, _ in plan.dropped],
+            "cut": [source for source, _ in plan.cut],
+            "masked": list(plan.masked),
+        },
+        "noise": {
+            "unit": prepared.config.noise.unit,
+            "share_moved": round(plan.share_moved, 6),
+            "moved": plan.moved,
+            "units": plan.units_of_text,
+        },
+        "results": {},
+        **environment(),
+    }
+
+
+def require_same(what: str, before: Any, after: Any) -> None:
+    """Refuse to resume on other inputs than a run began with.
+
+    Raises:
+        UserError: they differ.
+    """
+    if before != after:
+        raise UserError(f"the {what} has changed since this run began", "restore the files, or start a new run")
