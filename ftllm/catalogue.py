@@ -89,9 +89,16 @@ def candidates(paths: Iterable[Path]) -> list[Candidate]:
             except UserError as error:
                 if error.hint == MODEL_HINT:
                     continue
-        shards = path.parent.glob(f"{_escaped(stem)}-?????-of-{shard[2]}.gguf") if shard else [path]
-        found.append(Candidate(path, kind or "", sum(item.stat().st_size for item in shards)))
+        found.append(Candidate(path, kind or "", sum(item.stat().st_size for item in shards(path))))
     return found
+
+
+def shards(path: Path) -> list[Path]:
+    """The files that a model is in, in order: `path` alone, or all shards beside the one that `path` is."""
+    shard = SHARD.search(path.stem)
+    if shard is None:
+        return [path]
+    return sorted(path.parent.glob(f"{_escaped(path.stem[: shard.start()])}-?????-of-{shard[2]}.gguf"))
 
 
 def best(paths: Iterable[Path]) -> Candidate | None:

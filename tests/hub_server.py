@@ -28,6 +28,7 @@ class Fault:
         status: the answer; without it the connection is cut.
         after: bytes of the body that pass before the cut, in the direction in which the body goes.
         times: how often it happens before things work again.
+        late: the request is carried out first, only its answer is lost.
         stalls: the connection stays silent from there on, until `release` is set, and is cut then.
         reached: set when it happens.
     """
@@ -38,6 +39,7 @@ class Fault:
     times: int = 1
     headers: dict[str, str] = field(default_factory=dict)
     message: str = "planned"
+    late: bool = False
     stalls: bool = False
     reached: threading.Event = field(default_factory=threading.Event)
     release: threading.Event = field(default_factory=threading.Event)
@@ -123,14 +125,14 @@ class Handler(BaseHTTPRequestHandler):
         self.fault = fault
         self.cut = fault.after if fault and fault.status is None else None
         up = self.command in ("POST", "PUT")
-        self.body = self.read(self.cut if up else None)
+        self.body = self.read(self.cut if up and fault and not fault.late else None)
         headers = {key.lower(): value for key, value in self.headers.items()}
         with self.hub.lock:
             self.hub.requests.append(Request(self.command, path, headers, len(self.body)))
         if fault and fault.status is not None:
             fault.reached.set()
             return self.send(fault.status, {"error": fault.message}, **fault.headers)
-        if self.cut is not None and (up or self.cut == 0):
+        if self.cut is not None and (up or self.cut == 0) and not fault.late:
             return self.hang_up()
         try:
             with self.hub.lock:
@@ -169,6 +171,8 @@ class Handler(BaseHTTPRequestHandler):
         self.connection.close()
 
     def send(self, status: int, content: Any = b"", **headers: str) -> None:
+        if self.fault and self.fault.late:
+            return self.hang_up()
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for key, value in headers.items():
@@ -176,11 +180,10 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if self.command == "HEAD":
-            return
+            return None
         whole = self.cut is None or self.cut >= len(data)
         self.wfile.write(data if whole else data[: self.cut])
-        if not whole:
-            self.hang_up()
+        return None if whole else self.hang_up()
 
     def json(self) -> Any:
         return json.loads(self.body or b"{}")

@@ -47,6 +47,7 @@ VERBS: dict[str, Verb] = {
     "train": Verb("ftllm.cli.train:train_verb", "Train an adapter on a base model, with the burden or without."),
     "chat": Verb("ftllm.cli.chat:chat", "Talk to a model, on a screen or through a pipe."),
     "export": Verb("ftllm.cli.export:export", "Merge, quantize, verify, and write GGUF files."),
+    "push": Verb("ftllm.cli.push:push_verb", "Publish GGUFs or an adapter on the Hugging Face Hub, with a card."),
     "doctor": Verb("ftllm.cli.doctor:doctor", "Check this machine: versions, llama.cpp, converter, room."),
     "demo": Verb("ftllm.cli.demo:demo_verb", "Train, export and measure the nano model, then chat with it."),
     "eval": Verb("ftllm.cli.eval:eval_verb", "Measure models on graded prompts and held-out conversations."),

@@ -1,0 +1,134 @@
+"""The table of files on a GGUF repository's card, and the recommendation drawn from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ftllm.hub.facts import Quantization
+from ftllm.hub.markdown import code, table
+
+# Below this a model is hard to tell from the unquantized one: Q4_K_M lies near 0.03 on the models llama.cpp publishes
+# figures of (its tools/perplexity/README.md), Q3_K_M near 0.09.
+LITTLE = 0.05
+HEAD = ("Link", "Type", "Size/GB", "bits per weight", "KL divergence", "same top token", "likelihood", "notes")
+NUMBERS = (2, 3, 4, 5, 6)
+NLL = ("nll", "likelihood", "nll_per_token", "eval_nll")
+REFERENCE_NLL = ("reference_nll", "nll_reference", "likelihood_reference")
+
+
+def recommended(items: Sequence[Quantization]) -> Quantization | None:
+    """The smallest file that loses little, else the one that loses least; None where nothing was measured."""
+    measured = [item for item in items if item.figure("kl_divergence") is not None]
+    little = [item for item in measured if (item.figure("kl_divergence") or 0.0) <= LITTLE]
+    if little:
+        return min(little, key=lambda item: item.bytes)
+    return min(measured, key=lambda item: item.figure("kl_divergence") or 0.0, default=None)
+
+
+def recommendation(items: Sequence[Quantization]) -> str:
+    """Why that file, in a sentence or two; empty where nothing was measured."""
+    best = recommended(items)
+    if best is None:
+        return ""
+    divergence = best.figure("kl_divergence") or 0.0
+    others = [item for item in items if item.figure("kl_divergence") is not None and item is not best]
+    if divergence > LITTLE:
+        return (
+            f"**{best.type}** loses least of these files, yet not little: its KL divergence is {divergence:.4f} nats "
+            f"a token, more than {LITTLE:g}."
+        )
+    text = (
+        f"Take **{best.type}** ({size(best.bytes)} GB): the smallest of these files whose KL divergence from the "
+        f"unquantized model is at most {LITTLE:g} nats a token ({divergence:.4f})."
+    )
+    smaller = [item for item in others if item.bytes < best.bytes]
+    if smaller:
+        worst = max(smaller, key=lambda item: item.bytes)
+        text += f" The next smaller one, {worst.type}, is at {worst.figure('kl_divergence'):.4f}."
+    return text
+
+
+def files_table(items: Sequence[Quantization], repo: str, revision: str, endpoint: str) -> str:
+    """The table, smallest file first."""
+    best = recommended(items)
+    rows = [
+        [
+            "<br>".join(f"[{name}]({endpoint}/{repo}/resolve/{revision}/{name})" for name in names(item)),
+            item.type,
+            size(item.bytes),
+            f"{item.bits_per_weight:.2f}",
+            shown(item.figure("kl_divergence"), ".4f"),
+            shown(item.figure("same_top"), ".1%"),
+            shown(item.figure(*NLL), ".4f"),
+            notes(item, item is best),
+        ]
+        for item in sorted(items, key=lambda item: (item.bytes, item.name))
+    ]
+    return table(HEAD, rows, NUMBERS)
+
+
+def how_measured(items: Sequence[Quantization]) -> str:
+    """What the columns mean, and on what they were measured; empty where nothing was."""
+    item = next((item for item in items if item.figure("kl_divergence") is not None), None)
+    if item is None:
+        return "These files were not compared with the unquantized model."
+    positions, samples = item.figure("positions"), item.figure("samples")
+    over = f", over {positions:.0f} positions of {samples:.0f} texts" if positions and samples else ""
+    text = (
+        f"KL divergence (nats a token) and same top token: each file in llama.cpp against the unquantized model in "
+        f"transformers, in float32{over}."
+    )
+    if any(item.figure(*NLL) is not None for item in items):
+        reference = item.figure(*REFERENCE_NLL)
+        unquantized = f"; the unquantized model's is {reference:.4f}" if reference is not None else ""
+        text += (
+            f" Likelihood: negative log-likelihood per assistant token on held-out conversations, in nats{unquantized}."
+        )
+    else:
+        text += " Likelihood: not measured per file."
+    return text
+
+
+def names(item: Quantization) -> list[str]:
+    return [path.name for path in item.paths]
+
+
+def size(count: int) -> str:
+    """Decimal gigabytes with three digits, as the Hub counts."""
+    value = count / 1e9
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def shown(value: float | None, how: str) -> str:
+    return "" if value is None else format(value, how)
+
+
+def notes(item: Quantization, best: bool) -> str:
+    """What else to know about a file."""
+    found = ["recommended"] if best and (item.figure("kl_divergence") or 0.0) <= LITTLE else []
+    if item.imatrix:
+        found.append("importance matrix")
+    fallbacks, tensors = item.entry.get("fallbacks"), item.entry.get("tensors")
+    if isinstance(fallbacks, int) and fallbacks and isinstance(tensors, int):
+        found.append(f"{fallbacks} of {tensors} tensors take a larger type, their rows do not divide into blocks")
+    if len(item.paths) > 1:
+        found.append(f"{len(item.paths)} parts; open the first")
+    if item.figure("kl_divergence") is None:
+        found.append("not verified")
+    return ", ".join(found)
+
+
+def commands(items: Sequence[Quantization], repo: str) -> list[tuple[str, str, str]]:
+    """How to run it: title, what to say, and the code."""
+    best = recommended(items) or min(items, key=lambda item: item.bytes)
+    named = f"{repo}:{best.type}"
+    return [
+        ("ftllm", "", f"ftllm chat {named}"),
+        ("llama.cpp", "", f"llama-cli -hf {named}\nllama-server -hf {named}"),
+        ("Ollama", "", f"ollama run hf.co/{named}"),
+        (
+            "LM Studio",
+            f"Search for {code(repo)} in the model search, or",
+            f"lms get https://huggingface.co/{repo}@{best.type}",
+        ),
+    ]

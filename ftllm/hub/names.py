@@ -1,0 +1,48 @@
+"""Names on the Hub: repositories, quantizations, and the pair of repositories that people know."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ftllm.errors import UserError
+from ftllm.hubfiles import NAME
+
+REFERENCE = re.compile(rf"(?:hf\.co/|https://huggingface\.co/|hf://)?({NAME.pattern})(?:@([\w./-]+))?(?::([\w.-]+))?")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """`user/repo`, at a revision where one is named, with the quantization that is meant."""
+
+    repo: str
+    revision: str | None = None
+    quant: str | None = None
+
+    def __str__(self) -> str:
+        return self.repo + (f"@{self.revision}" if self.revision else "") + (f":{self.quant}" if self.quant else "")
+
+
+def parse_reference(given: str) -> Reference | None:
+    """`user/repo`, `user/repo:Q4_K_M`, `user/repo@v1`, `hf.co/user/repo:Q4_K_M`; None when it is none of these."""
+    match = REFERENCE.fullmatch(given)
+    return Reference(match[1], match[2], match[3].upper() if match[3] else None) if match else None
+
+
+def repository(given: str) -> str:
+    """A name to push to.
+
+    Raises:
+        UserError: it is not `user/name`.
+    """
+    if NAME.fullmatch(given) is None or ".." in given or "--" in given:
+        raise UserError(
+            f"{given!r} is not a repository name", "give your user or organization and a name: you/model-GGUF"
+        )
+    return given
+
+
+def pair(repo: str) -> tuple[str, str]:
+    """The two repositories of a model: static quantizations in `X-GGUF`, with an importance matrix in `X-i1-GGUF`."""
+    stem = re.sub("(-i1)?-GGUF$", "", repo, flags=re.IGNORECASE)
+    return f"{stem}-GGUF", f"{stem}-i1-GGUF"
