@@ -40,8 +40,11 @@ def row_bytes(kind: int, columns: int) -> int:
     return columns // traits.block * traits.bytes
 
 
-def quantize(kind: int, rows: Floats) -> Bytes:
+def quantize(kind: int, rows: Floats, importance: Floats | None = None) -> Bytes:
     """Quantize `rows` `[n, columns]` to type `kind`; the bytes are those `llama_model_quantize` writes.
+
+    Args:
+        importance: of each column, `[columns]` (an importance matrix's mean squared activations); None for alike.
 
     Raises:
         WorkError: the result holds blocks that ggml itself calls invalid (NaN or infinite scales).
@@ -49,13 +52,14 @@ def quantize(kind: int, rows: Floats) -> Bytes:
     n, columns = rows.shape
     rows = np.ascontiguousarray(rows, dtype=np.float32)
     if kind == F32:
-        return rows.view(np.uint8).reshape(-1)
+        return rows.copy().view(np.uint8).reshape(-1)
     out = np.empty(n * row_bytes(kind, columns), dtype=np.uint8)
     call = native.ggml(
         "ggml_quantize_chunk", ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p,
         ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p,
     )  # fmt: skip
-    written = call(kind, rows.ctypes.data, out.ctypes.data, 0, n, columns, None)
+    weights = None if importance is None else importance.ctypes.data
+    written = call(kind, rows.ctypes.data, out.ctypes.data, 0, n, columns, weights)
     validate = native.ggml("ggml_validate_row_data", ctypes.c_bool, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
     if written != out.size or not validate(kind, out.ctypes.data, out.size):
         raise WorkError(f"quantizing to {TENSOR_TYPES[kind].name} gave invalid blocks", "the weights may be damaged")

@@ -11,21 +11,19 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
 import torch
 from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
-from conversion.base import LazyTorchTensor
 from safetensors import safe_open
 
 from ftllm.errors import UserError
-from ftllm.export.blocks import Floats
 from ftllm.export.lora import Adapter, Pair
-from ftllm.llama.machine import default_threads
+from ftllm.export.rows import Rows, as_float32, by_rows, changed, leaf, rows_of
 
 
 @dataclass
@@ -45,18 +43,14 @@ class Conversion:
     sources: dict[str, Any] = field(repr=False)
     float_kind: str = "BF16"
 
-    def floats(self, name: str) -> Floats:
-        """The tensor's values as float32 rows `[n, columns]`, computed now and kept by nobody."""
-        source = self.sources.pop(name)
-        if isinstance(source, gguf.LazyChunkedTensor):
-            parts = [np.asarray(gguf.LazyNumpyTensor.to_eager(load()), dtype=np.float32) for load in source._chunks]
-            values = np.concatenate([part.reshape(-1, part.shape[-1]) for part in parts])
-        else:
-            values = np.asarray(gguf.LazyNumpyTensor.to_eager(source))
-        if values.dtype == np.uint8:
-            raise UserError(f"{name} is quantized in the checkpoint already", "export from the 16-bit original")
-        rows: Floats = np.ascontiguousarray(values.reshape(-1, self.shapes[name][-1]), dtype=np.float32)
-        return rows
+    def rows(self, name: str) -> Rows:
+        """How to read the tensor's values by rows. May be called once for each: what was computed whole is not kept."""
+        return rows_of(self.sources.pop(name), name, self.shapes[name])
+
+    def largest_whole(self) -> int:
+        """Values of the largest tensor that cannot be computed by rows."""
+        whole = (name for name, source in self.sources.items() if not by_rows(source, self.shapes[name]))
+        return max((prod(self.shapes[name]) for name in whole), default=0)
 
     def gguf_name(self, name: str) -> str | None:
         """What the converter calls a checkpoint's tensor; None where it becomes part of another one."""
@@ -83,7 +77,7 @@ def open_checkpoint(directory: Path, adapter: Adapter | None, name: str) -> Conv
         model = merging(directory, kind, directory / "unused.gguf", model_name=name)
         sources = _prepare(model)
     infos = model.gguf_writer.tensors[0]
-    torch.set_num_threads(default_threads(sum(prod(info.shape) for info in infos.values())))
+    torch.set_num_threads(1)  # every thread of the pass computes its own rows
     return Conversion(
         model,
         {name: int(info.dtype) for name, info in infos.items()},
@@ -92,39 +86,6 @@ def open_checkpoint(directory: Path, adapter: Adapter | None, name: str) -> Conv
         sources,
         "BF16" if kind == gguf.LlamaFileType.MOSTLY_BF16 else "F16",
     )
-
-
-def header_bytes(conversion: Conversion, kinds: dict[str, int], file_type: int, sizes: dict[str, int]) -> bytes:
-    """A GGUF header, padded to where the data begins: `kinds` gives tensors in the order of the file.
-
-    As `llama_model_quantize` does, the two keys that say how the file is quantized come last.
-    """
-    import io
-
-    source = conversion.model.gguf_writer
-    writer = gguf.GGUFWriter(None, source.arch, endianess=source.endianess)
-    values = dict(source.kv_data[0])
-    for key in (gguf.Keys.General.QUANTIZATION_VERSION, gguf.Keys.General.FILE_TYPE):
-        values.pop(key, None)
-    writer.kv_data = [values]
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    writer.add_file_type(file_type)
-    writer.tensors = [
-        {
-            name: type(source.tensors[0][name])(
-                shape=conversion.shapes[name], dtype=gguf.GGMLQuantizationType(kind), nbytes=sizes[name]
-            )
-            for name, kind in kinds.items()
-        }
-    ]
-    buffer = io.BytesIO()
-    writer.fout = [buffer]
-    writer.state = type(writer.state).EMPTY
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    data = buffer.getvalue()
-    return data + bytes(-len(data) % writer.data_alignment)
 
 
 def _prepare(model: Any) -> dict[str, Any]:
@@ -160,7 +121,8 @@ def _merging(model_class: Any, adapter: Adapter | None, directory: Path, merged:
     """`model_class` with an `index_tensors` whose tensors have the adapter's changes added."""
 
     def index_tensors(self: Any, remote_hf_model_id: str | None = None) -> dict[str, Callable[[], Any]]:
-        tensors: dict[str, Callable[[], Any]] = model_class.index_tensors(self, remote_hf_model_id=remote_hf_model_id)
+        indexed = model_class.index_tensors(self, remote_hf_model_id=remote_hf_model_id)
+        tensors: dict[str, Callable[[], Any]] = {name: _leaf(make) for name, make in indexed.items()}
         if adapter is not None:
             weights = safe_open(adapter.weights, framework="pt")
             for pair in adapter.pairs:
@@ -202,16 +164,25 @@ def _changed(
             "it was trained on another base; name it with --base",
         )
 
-    def merge(w: torch.Tensor) -> torch.Tensor:
+    def factors() -> tuple[torch.Tensor, torch.Tensor]:
         a, b = weights.get_tensor(pair.a).float(), weights.get_tensor(pair.b).float()
-        left, right = (a.T, b.T) if transposed else (b, a)
+        return (a.T, b.T) if transposed else (b, a)
+
+    def merge(w: torch.Tensor) -> torch.Tensor:
+        left, right = factors()
         return torch.addmm(w.float(), left, right, alpha=pair.scale)
 
-    def lazy() -> Any:
-        meta = LazyTorchTensor.meta_with_dtype_and_shape(torch.float32, shape)
-        return LazyTorchTensor(meta=meta, args=(base(),), func=merge)
+    kept = cache(factors)
 
-    return lazy
+    def merge_rows(w: torch.Tensor, rows: slice) -> torch.Tensor:
+        left, right = kept()
+        return as_float32(w).addmm_(left[rows], right, alpha=pair.scale)
+
+    return lambda: changed(base(), merge, merge_rows)
+
+
+def _leaf(make: Callable[[], Any]) -> Callable[[], Any]:
+    return lambda: leaf(make())
 
 
 def _float_kind(directory: Path) -> Any:

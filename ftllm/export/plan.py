@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -49,18 +49,14 @@ class Plan:
         return 8 * self.nbytes / sum(prod(tensor.shape) for tensor in self.tensors)
 
 
-def plan_all(
-    quants: Sequence[str],
-    shapes: dict[str, tuple[int, ...]],
-    header: Callable[[], bytes],
-    data_bytes: int,
-) -> list[Plan]:
-    """Plan every requested file over one skeleton: `header` and then `data_bytes` of nothing, as a sparse file."""
+def plan_all(quants: Sequence[str], float_file: Sequence[Planned], header: bytes) -> list[Plan]:
+    """Plan every requested file over one skeleton: a 16-bit file's `header`, and nothing where its data would be."""
+    shapes = {tensor.name: tensor.shape for tensor in float_file}
     with tempfile.TemporaryDirectory(prefix="ftllm-plan-") as directory:
         skeleton = Path(directory) / "skeleton.gguf"
         with skeleton.open("wb") as file:
-            start = file.write(header())
-            file.truncate(start + data_bytes)
+            start = file.write(header)
+            file.truncate(start + sum(tensor.nbytes + 32 for tensor in float_file))
         return [_plan(quant, shapes, skeleton) for quant in quants]
 
 

@@ -1,20 +1,20 @@
 """One pass over the tensors, into every requested file at once.
 
-A tensor is computed in float32, cut into chunks of rows, and each chunk is quantized to each file's type on a pool of
-threads (ggml releases Python's lock), while the next tensor is being computed. The bytes go out in order, hashed as
-they go; each chunk is read back and its error against the float32 source bounded.
+A tensor is cut into chunks of rows. On a pool of threads, each chunk is computed in float32 (read, merged) and
+quantized to each file's type, without Python's lock, while the chunks before it are written. The bytes go out in order,
+hashed as they go; each chunk is read back and its error against the float32 source bounded.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import sqrt
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,8 +25,11 @@ from ftllm.export.plan import Plan, Planned
 from ftllm.llama.machine import available_cpus
 from ftllm.llama.types import TENSOR_TYPES
 
-CHUNK = 1 << 19  # values a chunk: 2 MB of float32, small enough to share among threads
-AHEAD = 64  # chunks in flight
+if TYPE_CHECKING:
+    from ftllm.export.rows import Rows
+
+CHUNK = 1 << 18  # values a chunk: 1 MB of float32 stays in a core's cache from reading to quantizing
+AHEAD = 16  # chunks in flight a thread
 ALIGNMENT = 32  # GGUF's default, the only one upstream's converter writes
 
 # Largest root-mean-square error of a tensor, relative to its own root mean square. About three times what each
@@ -40,12 +43,17 @@ ERROR_BOUNDS = {
 
 @dataclass
 class Output:
-    """One file being written, and what is known about it so far."""
+    """One file being written, and what is known about it so far.
+
+    Args:
+        importance: by tensor, the importance of each column (of each expert's, one after the other).
+    """
 
     plan: Plan
     path: Path
     header: bytes
     file: IO[bytes]
+    importance: Mapping[str, Floats] = field(default_factory=dict)
     digest: Any = field(default_factory=hashlib.sha256)
     size: int = 0
     worst: tuple[float, str] = (0.0, "")  # largest relative error seen, and the tensor it was in
@@ -69,9 +77,20 @@ class Chunk:
     whole: float  # sum of squares
 
 
+@dataclass
+class _Tensor:
+    """A tensor under way: what each file makes of it, and the sums of its errors so far."""
+
+    name: str
+    planned: list[Planned]
+    importance: list[Floats | None]
+    wrong: list[float]
+    whole: list[float]
+
+
 def stream(
     outputs: Sequence[Output],
-    floats: Callable[[str], Floats],
+    rows: Callable[[str], Rows],
     *,
     check: bool,
     progress: Callable[[int, str], None],
@@ -79,62 +98,110 @@ def stream(
     """Write every tensor into every output. All plans must name the same tensors in the same order.
 
     Args:
-        floats: computes a tensor's float32 rows by name; called once for each, from another thread.
+        rows: how to read a tensor by name; called once for each, from another thread.
         check: read each chunk back and bound its error.
         progress: told the bytes written so far, over all outputs, and the tensor's name.
 
     Raises:
         WorkError: a weight is not finite, or a tensor's error is beyond its type's bound.
     """
-    names = [tensor.name for tensor in outputs[0].plan.tensors]
     for output in outputs:
         output.write(output.header)
-    with ThreadPoolExecutor(available_cpus(), "quantize") as pool, ThreadPoolExecutor(1, "compute") as ahead:
-        following = ahead.submit(floats, names[0])
-        for index, name in enumerate(names):
-            rows = following.result()
-            if index + 1 < len(names):
-                following = ahead.submit(floats, names[index + 1])
-            _tensor(outputs, [output.plan.tensors[index] for output in outputs], rows, pool, check)
-            del rows
-            progress(sum(output.size for output in outputs), name)
+    threads = available_cpus()
+    under_way: deque[tuple[_Tensor, Future[list[Chunk]], bool]] = deque()
+    with ThreadPoolExecutor(threads, "quantize") as pool, ThreadPoolExecutor(1, "compute") as computing:
+        try:
+            for task in _submitted(outputs, rows, check, pool, computing):
+                under_way.append(task)
+                while len(under_way) > AHEAD * threads:
+                    _settle(outputs, under_way.popleft(), check, progress)
+            while under_way:
+                _settle(outputs, under_way.popleft(), check, progress)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
-def _tensor(
-    outputs: Sequence[Output], planned: Sequence[Planned], rows: Floats, pool: ThreadPoolExecutor, check: bool
+def _submitted(
+    outputs: Sequence[Output],
+    rows: Callable[[str], Rows],
+    check: bool,
+    pool: ThreadPoolExecutor,
+    computing: ThreadPoolExecutor,
+) -> Iterator[tuple[_Tensor, Future[list[Chunk]], bool]]:
+    """Every chunk of every tensor, being computed; True with a tensor's last one."""
+    names = [tensor.name for tensor in outputs[0].plan.tensors]
+    following = computing.submit(rows, names[0])
+    for index, name in enumerate(names):
+        source = following.result()
+        if index + 1 < len(names):
+            following = computing.submit(rows, names[index + 1])
+        nothing = [0.0] * len(outputs)
+        importance = [output.importance.get(name) for output in outputs]
+        tensor = _Tensor(name, [output.plan.tensors[index] for output in outputs], importance, [*nothing], [*nothing])
+        several = any(matrix is not None and matrix.size > source.columns for matrix in importance)
+        for start, stop in _ranges(source.count, source.group if several else source.count, source.columns):
+            yield tensor, pool.submit(_chunk, source, start, stop, tensor, check), stop == source.count
+        del source
+
+
+def _ranges(count: int, group: int, columns: int) -> Iterator[tuple[int, int]]:
+    """Chunks of rows, none across a multiple of `group`."""
+    step = max(1, CHUNK // columns)
+    for first in range(0, count, group):
+        for start in range(first, first + group, step):
+            yield start, min(start + step, first + group)
+
+
+def _settle(
+    outputs: Sequence[Output],
+    task: tuple[_Tensor, Future[list[Chunk]], bool],
+    check: bool,
+    progress: Callable[[int, str], None],
 ) -> None:
-    wrong, whole = [0.0] * len(outputs), [0.0] * len(outputs)
-    for turn, future in _in_order(rows, planned, pool, check):
-        chunk = future.result()
-        outputs[turn].write(chunk.data.data)
-        wrong[turn] += chunk.wrong
-        whole[turn] += chunk.whole
-    for output, tensor, bad, all_ in zip(outputs, planned, wrong, whole, strict=True):
-        output.pad()
-        if check:
-            _judge(output, tensor, bad, all_)
+    """Write a chunk; with a tensor's last, judge its errors."""
+    tensor, future, last = task
+    for turn, (output, chunk) in enumerate(zip(outputs, future.result(), strict=True)):
+        output.write(chunk.data.data)
+        tensor.wrong[turn] += chunk.wrong
+        tensor.whole[turn] += chunk.whole
+    if last:
+        for output, planned, wrong, whole in zip(outputs, tensor.planned, tensor.wrong, tensor.whole, strict=True):
+            output.pad()
+            if check:
+                _judge(output, planned, wrong, whole)
+    progress(sum(output.size for output in outputs), tensor.name)
 
 
-def _in_order(
-    rows: Floats, planned: Sequence[Planned], pool: ThreadPoolExecutor, check: bool
-) -> Iterator[tuple[int, Future[Chunk]]]:
-    """Chunks of each file in order, at most `AHEAD` of them in flight."""
-    step = max(1, CHUNK // rows.shape[1])
-    queue: deque[tuple[int, Future[Chunk]]] = deque()
-    for start in range(0, rows.shape[0], step):
-        part = rows[start : start + step]
-        for turn, tensor in enumerate(planned):
-            queue.append((turn, pool.submit(_chunk, tensor.kind, part, tensor.name, check)))
-        while len(queue) > AHEAD:
-            yield queue.popleft()
-    yield from queue
-
-
-def _chunk(kind: int, rows: Floats, name: str, check: bool) -> Chunk:
+def _chunk(source: Rows, start: int, stop: int, tensor: _Tensor, check: bool) -> list[Chunk]:
+    """Rows `[start, stop)` quantized for every file; files that want the same share it."""
+    rows = source.read(start, stop)
     whole = float(np.vdot(rows, rows))
     if not np.isfinite(whole) and not np.isfinite(rows).all():
-        raise WorkError(f"{name} holds NaN or infinite weights", "training diverged, or the checkpoint is damaged")
-    data = blocks.quantize(kind, rows)
+        raise WorkError(
+            f"{tensor.name} holds NaN or infinite weights", "training diverged, or the checkpoint is damaged"
+        )
+    made: dict[tuple[int, int], Chunk] = {}
+    for planned, importance in zip(tensor.planned, tensor.importance, strict=True):
+        key = (planned.kind, id(importance))
+        if key not in made:
+            made[key] = _quantized(planned.kind, rows, _slice(importance, source, start), whole, check)
+    return [
+        made[planned.kind, id(importance)]
+        for planned, importance in zip(tensor.planned, tensor.importance, strict=True)
+    ]
+
+
+def _slice(importance: Floats | None, source: Rows, start: int) -> Floats | None:
+    """The part for the expert whose rows begin at or before `start`."""
+    if importance is None or importance.size == source.columns:
+        return importance
+    expert = start // source.group
+    return importance[expert * source.columns : (expert + 1) * source.columns]
+
+
+def _quantized(kind: int, rows: Floats, importance: Floats | None, whole: float, check: bool) -> Chunk:
+    data = blocks.quantize(kind, rows, importance)
     if not check or kind == blocks.F32:
         return Chunk(data, 0.0, whole)
     back = blocks.dequantize(kind, data, rows.shape[1])

@@ -7,6 +7,7 @@ and exits.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -96,33 +97,33 @@ def run(job: dict[str, Any], channel: Channel) -> None:
     sys.path[:0] = [str(root), str(root / "gguf-py")]
     started = time.monotonic()
     channel.send("stage", stage="load")
+    gc.disable()  # everything made until the pass begins stays
     from ftllm.export import convert, plan
+    from ftllm.export.headers import Headers, padded
     from ftllm.export.lora import read_adapter
+    from ftllm.llama.types import FILE_TYPES
 
     adapter = read_adapter(Path(job["adapter"])) if job["adapter"] else None
     conversion = convert.open_checkpoint(Path(job["base"]), adapter, job["name"])
     spare_thought_tags(conversion.model.gguf_writer)
     add_values(conversion.model.gguf_writer, job["values"])
-    plans = plan.plan_all(
-        job["quants"],
-        conversion.shapes,
-        lambda: skeleton_header(conversion),
-        sum(4 * prod(shape) + 32 for shape in conversion.shapes.values()),
-    )
-    headers = {item.quant: file_header(conversion, item) for item in plans}
+    headers = Headers(conversion.model.gguf_writer)
+    float_file = [plan.Planned(name, shape, conversion.kinds[name]) for name, shape in conversion.shapes.items()]
+    plans = plan.plan_all(job["quants"], float_file, headers.header(float_file, FILE_TYPES[conversion.float_kind]))
+    starts = {item.quant: headers.header(item.tensors, FILE_TYPES[item.quant]) for item in plans}
     channel.send(
         "plan",
         architecture=conversion.model.gguf_writer.arch,
         float_type=conversion.float_kind,
         tensors=len(conversion.shapes),
         parameters=sum(prod(shape) for shape in conversion.shapes.values()),
-        largest=max(prod(shape) for shape in conversion.shapes.values()),
+        largest=conversion.largest_whole(),
         merged=conversion.merged,
         renamed={name: conversion.gguf_name(name) for name in conversion.merged},
         files=[
             {
                 "type": item.quant,
-                "bytes": len(headers[item.quant]) + sum(tensor.nbytes + -tensor.nbytes % 32 for tensor in item.tensors),
+                "bytes": len(starts[item.quant]) + sum(padded(tensor.nbytes) for tensor in item.tensors),
                 "bits_per_weight": item.bits_per_weight,
                 "types": plan.types_of(item),
                 "fallbacks": item.fallbacks,
@@ -132,8 +133,10 @@ def run(job: dict[str, Any], channel: Channel) -> None:
         seconds=time.monotonic() - started,
     )
     order = channel.receive()
+    gc.freeze()
+    gc.enable()
     if order.get("go"):
-        write(conversion, plans, headers, order["paths"], bool(job["check"]), channel)
+        write(conversion, plans, starts, order["paths"], bool(job["check"]), channel)
 
 
 def write(
@@ -157,7 +160,7 @@ def write(
             channel.send("progress", done=done, tensor=tensor)
 
     try:
-        stream.stream(outputs, conversion.floats, check=check, progress=progress)
+        stream.stream(outputs, conversion.rows, check=check, progress=progress)
         for output in outputs:
             output.file.flush()
             os.fsync(output.file.fileno())
@@ -212,29 +215,6 @@ def spare_thought_tags(writer: Any) -> None:
         text = token.decode("utf-8", "replace") if isinstance(token, bytes | bytearray) else token
         if text in wanted and kinds.value[index] == CONTROL:
             kinds.value[index] = USER_DEFINED
-
-
-def skeleton_header(conversion: Any) -> bytes:
-    """The header of upstream's own 16-bit file."""
-    from ftllm.export.blocks import row_bytes
-    from ftllm.export.convert import header_bytes
-    from ftllm.llama.types import FILE_TYPES
-
-    sizes = {
-        name: prod(shape[:-1]) * row_bytes(conversion.kinds[name], shape[-1])
-        for name, shape in conversion.shapes.items()
-    }
-    return header_bytes(conversion, conversion.kinds, FILE_TYPES[conversion.float_kind], sizes)
-
-
-def file_header(conversion: Any, plan: Any) -> bytes:
-    """The header of one output file."""
-    from ftllm.export.convert import header_bytes
-    from ftllm.llama.types import FILE_TYPES
-
-    kinds = {tensor.name: tensor.kind for tensor in plan.tensors}
-    sizes = {tensor.name: tensor.nbytes for tensor in plan.tensors}
-    return header_bytes(conversion, kinds, FILE_TYPES[plan.quant], sizes)
 
 
 if __name__ == "__main__":

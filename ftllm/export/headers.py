@@ -1,0 +1,97 @@
+"""Headers of the files an export writes. Only the worker imports this: upstream's `gguf` must be on its path.
+
+The metadata, a vocabulary of 262k tokens for the most part, is packed once and shared by all files. As
+`llama_model_quantize` does, the keys that say how a file is quantized come last.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gguf
+import numpy as np
+
+from ftllm.export.plan import Planned
+
+ALIGNMENT = 32  # GGUF's default, the only one upstream's converter writes
+LONG = 1024
+QUANTIZATION = (gguf.Keys.General.QUANTIZATION_VERSION, gguf.Keys.General.FILE_TYPE)
+Kind = gguf.GGUFValueType
+Value = tuple[Any, Any]  # a value and its GGUFValueType
+
+
+class Headers:
+    """Makes headers from the metadata that upstream's converter prepared."""
+
+    def __init__(self, source: Any) -> None:
+        """Args: source: the converter's `GGUFWriter`, all metadata added."""
+        self._packer = _Packer(None, source.arch, endianess=source.endianess)
+        values = {key: value for key, value in source.kv_data[0].items() if key not in QUANTIZATION}
+        self._count = len(values)
+        self._packed = b"".join(
+            self._pack(key, value.value, value.type, value.sub_type) for key, value in values.items()
+        )
+
+    def header(self, tensors: Sequence[Planned], file_type: int, extra: Mapping[str, Value] | None = None) -> bytes:
+        """A whole file's header, padded to where the data begins; `extra` values follow all others."""
+        own = {
+            QUANTIZATION[0]: (gguf.GGML_QUANT_VERSION, Kind.UINT32),
+            QUANTIZATION[1]: (file_type, Kind.UINT32),
+            **(extra or {}),
+        }
+        return self._build(self._count + len(own), self._packed + self._values(own), tensors)
+
+    def later_shard(self, tensors: Sequence[Planned], values: Mapping[str, Value]) -> bytes:
+        """The header of a shard after the first, which holds `values` only."""
+        return self._build(len(values), self._values(values), tensors)
+
+    def _build(self, count: int, values: bytes, tensors: Sequence[Planned]) -> bytes:
+        out = io.BytesIO()
+        out.write(struct.pack("<IIQQ", gguf.GGUF_MAGIC, gguf.GGUF_VERSION, len(tensors), count))
+        out.write(values)
+        offset = 0
+        for tensor in tensors:
+            name = tensor.name.encode("utf-8")
+            out.write(struct.pack("<Q", len(name)) + name)
+            dimensions = tensor.shape[::-1]
+            out.write(struct.pack(f"<I{len(dimensions)}QIQ", len(dimensions), *dimensions, tensor.kind, offset))
+            offset += padded(tensor.nbytes)
+        return out.getvalue() + bytes(-out.tell() % ALIGNMENT)
+
+    def _values(self, values: Mapping[str, Value]) -> bytes:
+        return b"".join(self._pack(key, value, kind) for key, (value, kind) in values.items())
+
+    def _pack(self, key: str, value: Any, kind: Any, sub_type: Any = None) -> bytes:
+        packer = self._packer
+        return bytes(
+            packer._pack_val(key, Kind.STRING, add_vtype=False)
+            + packer._pack_val(value, kind, add_vtype=True, sub_type=sub_type)
+        )
+
+
+def padded(size: int) -> int:
+    """`size` bytes and what fills them up to the alignment."""
+    return size + -size % ALIGNMENT
+
+
+class _Packer(gguf.GGUFWriter):  # type: ignore[misc]
+    """Upstream's packing, without a call for every element of a long list."""
+
+    def _pack_val(self, val: Any, vtype: Any, add_vtype: bool, sub_type: Any = None) -> bytes:
+        plain = vtype == Kind.ARRAY and sub_type is None and isinstance(val, list) and len(val) > LONG
+        kinds = {type(item) for item in val} if plain else set()
+        if kinds and kinds <= {str, bytes, bytearray}:
+            encoded = [item.encode("utf-8") if isinstance(item, str) else item for item in val]
+            lengths = struct.Struct("<Q")
+            data = b"".join(part for item in encoded for part in (lengths.pack(len(item)), item))
+            kind = Kind.STRING
+        elif len(kinds) == 1 and next(iter(kinds)) in (int, float):
+            kind, dtype = (Kind.INT32, "<i4") if int in kinds else (Kind.FLOAT32, "<f4")
+            data = np.array(val, dtype=dtype).tobytes()
+        else:
+            return bytes(super()._pack_val(val, vtype, add_vtype, sub_type))
+        prefix = struct.pack("<I", vtype) if add_vtype else b""
+        return prefix + struct.pack("<IQ", kind, len(val)) + data
