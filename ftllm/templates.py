@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, NoReturn
 
-from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
+from jinja2 import Template, TemplateError, TemplateSyntaxError, UndefinedError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -42,7 +43,16 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     # Jinja's own filter escapes HTML, which no model has seen.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys, default=_listed
+    )
+
+
+def _listed(value: Any) -> list[Any]:
+    """What `map` and `select` give, which are lists in llama.cpp's Jinja."""
+    if isinstance(value, Iterator):
+        return list(value)
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
 @lru_cache(maxsize=16)
@@ -96,6 +106,11 @@ def render_template(
             add_generation_prompt=add_generation_prompt,
             **variables,
         )
+    except UndefinedError as error:
+        raise UserError(
+            f"the chat template refuses these messages: {_one_line(error)}{_line(error)}",
+            "the template wants a variable or a field that a plain chat does not have",
+        ) from error
     except TemplateError as error:
         raise UserError(
             f"the chat template refuses these messages: {_one_line(error)}",
@@ -103,10 +118,20 @@ def render_template(
         ) from error
     except Exception as error:  # a template is a program of the model's author: anything may come out of it
         raise UserError(
-            f"the chat template fails on these messages: {type(error).__name__}: {_one_line(error)}",
+            f"the chat template fails on these messages: {type(error).__name__}: {_one_line(error)}{_line(error)}",
             "the template wants another shape of messages",
         ) from error
 
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _line(error: Exception) -> str:
+    """The template's line where it happened: Jinja's tracebacks hold frames of the template itself."""
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename in ("<template>", "<unknown>")
+    ]
+    return f" (line {lines[-1]})" if lines else ""

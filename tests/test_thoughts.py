@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ftllm.thoughts import Piece, Splitter, ThoughtTags, opens_thought, split, tags_of
+from ftllm.thoughts import KNOWN_TAGS, Piece, Splitter, ThoughtTags, opens_thought, split, tags_of
 
 FENCE = "```"
 
@@ -103,6 +103,64 @@ def test_other_tags_split_too() -> None:
     assert not opens_thought("<think></think>", ThoughtTags())
 
 
+HARMONY = tags_of("<|channel|>analysis<|message|>")
+GEMMA_4 = tags_of("<|channel>thought\n<channel|>")
+
+
+@pytest.mark.parametrize(
+    ("tags", "text", "thought", "answer"),
+    [
+        (GEMMA_4, "<|channel>thought\n2+2\n<channel|>4", "2+2", "4"),
+        (GEMMA_4, "<|channel>thought\n<channel|>4 <|channel>", "", "4 <|channel>"),
+        (
+            HARMONY,
+            "<|channel|>analysis<|message|>2+2<|end|><|start|>assistant<|channel|>final<|message|>It is 4",
+            "2+2",
+            "It is 4",
+        ),
+        (HARMONY, "<|channel|>final<|message|>4", "", "4"),
+        (
+            HARMONY,
+            "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>analysis<|message|>b<|end|>"
+            "<|start|>assistant<|channel|>commentary<|message|>Wait.<|end|>"
+            "<|start|>assistant<|channel|>final<|message|> So: c",
+            "a\n\nb",
+            "Wait. So: c",
+        ),
+        (
+            tags_of("<|END_THINKING|>"),
+            "<|START_THINKING|>a<|END_THINKING|><|START_RESPONSE|>b<|END_RESPONSE|>",
+            "a",
+            "b",
+        ),
+    ],
+)
+def test_channels(tags: ThoughtTags, text: str, thought: str, answer: str) -> None:
+    assert split(text, tags) == (thought, answer, True)
+
+
+def test_a_control_token_is_a_tag_even_in_code() -> None:
+    splitter = Splitter(HARMONY)
+    splitter.feed("<|channel|>", control=True)
+    splitter.feed("analysis")
+    assert splitter.feed("<|message|>", control=True) == [("think_start", "")]
+    assert splitter.feed(f"{FENCE}\na `<|end|>") == [("think", f"{FENCE}\na `<|end|>")]
+    assert splitter.feed("<|end|>", control=True) == [("think_end", "")]
+    assert splitter.feed("<|start|>", control=True) == []
+    assert splitter.finish() == []  # cut before it became anything
+
+
+def test_what_follows_an_empty_thought_is_the_answer() -> None:
+    for tags in KNOWN_TAGS:
+        assert split(f"{tags.empty}Hello.", tags) == ("", "Hello.", True)
+
+
+def test_no_markup_holds_another() -> None:
+    for tags in KNOWN_TAGS:
+        strings = {tags.open, *tags.markup}
+        assert not [a for a in strings for b in strings if a != b and a in b], tags
+
+
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 fragments = st.lists(
     st.sampled_from(
@@ -122,10 +180,21 @@ def joined(pieces: list[Piece]) -> list[Piece]:
     return result
 
 
+@st.composite
+def replies(draw: st.DrawFn) -> tuple[ThoughtTags, str]:
+    """Tags, and a text made of them, of what begins like them, and of what hides them."""
+    tags = draw(st.sampled_from(KNOWN_TAGS))
+    whole = [tags.open, tags.close, *tags.markup]
+    cut = [text[: len(text) // 2] for text in whole] + [text[len(text) // 2 :] for text in whole]
+    plain = ["`", "```", "```py\n", "~~~\n", "\n", " ", "a", "ü", "🙂", "word "]
+    return tags, "".join(draw(st.lists(st.sampled_from(whole * 3 + cut + plain), max_size=40)))
+
+
 @unhurried
-@given(fragments, st.lists(st.integers(0, 200), max_size=30), st.booleans())
-def test_cuts_do_not_matter(text: str, cuts: list[int], opened: bool) -> None:
-    whole, pieces = Splitter(opened=opened), Splitter(opened=opened)
+@given(replies(), st.lists(st.integers(0, 400), max_size=30), st.booleans())
+def test_cuts_do_not_matter(reply: tuple[ThoughtTags, str], cuts: list[int], opened: bool) -> None:
+    tags, text = reply
+    whole, pieces = Splitter(tags, opened=opened), Splitter(tags, opened=opened)
     expected = joined(whole.feed(text) + whole.finish())
     places = sorted({0, *(cut for cut in cuts if cut < len(text)), len(text)})
     streamed = [piece for a, b in pairwise(places) for piece in pieces.feed(text[a:b])]

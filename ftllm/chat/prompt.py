@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ftllm.chat.options import ThinkMode
 from ftllm.errors import UserError
@@ -13,7 +14,9 @@ from ftllm.thoughts import ThoughtTags, opens_thought, tags_of
 from ftllm.vocabulary import Vocabulary
 
 Messages = Sequence[Mapping[str, str]]
-SWITCHES = ("enable_thinking", "thinking")  # Qwen3, SmolLM3, GLM ...; DeepSeek V3.1, Granite
+# What templates read: Qwen3, GLM, Gemma 4 ...; DeepSeek V3.1, Granite, Kimi; Command; MiniMax.
+THINKING = {"enable_thinking": True, "thinking": True, "reasoning": True, "thinking_mode": "enabled"}
+NOT_THINKING = {"enable_thinking": False, "thinking": False, "reasoning": False, "thinking_mode": "disabled"}
 
 
 @dataclass(frozen=True)
@@ -44,18 +47,17 @@ def build_prompt(messages: Messages, vocabulary: Vocabulary, think: ThinkMode = 
     if template is None:
         raise UserError("the model has no chat template, so it cannot chat", "use an instruction-tuned model's GGUF")
     tags = tags_of(template)
-    variables: dict[str, bool] = {}
+    variables: Mapping[str, Any] = {}
     suffix = ""
     text = _text(messages, vocabulary, template)
     if think != "auto":
-        on, off = (dict.fromkeys(SWITCHES, thinking) for thinking in (True, False))
-        texts = [_text(messages, vocabulary, template, **switched) for switched in (on, off)]
-        if texts[0] != texts[1]:
-            variables, text = (on, texts[0]) if think == "on" else (off, texts[1])
+        on, off = (_text(messages, vocabulary, template, **switched) for switched in (THINKING, NOT_THINKING))
+        if on != off:
+            variables, text = (THINKING, on) if think == "on" else (NOT_THINKING, off)
         else:
-            suffix = tags.open if think == "on" else f"{tags.open}\n\n{tags.close}\n\n"
-    if opens_thought(text, tags):
-        suffix = suffix.removeprefix(tags.open)  # the template opened it already
+            suffix = tags.open if think == "on" else tags.empty
+    if opens_thought(text, tags):  # the template opened it already
+        suffix = suffix.removeprefix(tags.open if text.endswith(tags.open) else tags.open.rstrip())
     ids = prompt_ids(messages, vocabulary, **variables)
     if suffix:
         # As it follows the prompt: some tokenizers put a space before a text of its own.
@@ -64,7 +66,7 @@ def build_prompt(messages: Messages, vocabulary: Vocabulary, think: ThinkMode = 
     return Prompt(tuple(ids), tags, opens_thought(text + suffix, tags))
 
 
-def _text(messages: Messages, vocabulary: Vocabulary, template: str, **variables: bool) -> str:
+def _text(messages: Messages, vocabulary: Vocabulary, template: str, **variables: Any) -> str:
     return render_template(
         template,
         messages,
@@ -73,3 +75,36 @@ def _text(messages: Messages, vocabulary: Vocabulary, template: str, **variables
         add_generation_prompt=True,
         **variables,
     )
+
+
+def kept_length(prompt: Prompt, messages: Messages, vocabulary: Vocabulary, think: ThinkMode) -> int:
+    """How many of a prompt's tokens the next turn's prompt begins with, whatever is answered and asked; 0: unknown.
+
+    Less than all, where the template opens the thought, which is not there any more once it is answered.
+    """
+    answer = {"role": "assistant", "content": "A"}
+    return common_prefix(prompt.ids, next_ids([*messages, answer], vocabulary, think))
+
+
+def next_ids(messages: Messages, vocabulary: Vocabulary, think: ThinkMode) -> tuple[int, ...]:
+    """What every prompt begins with in which the person answers `messages`; empty where the template refuses that.
+
+    Many templates write an answer in another way once it is not the last message, so it is asked what they do.
+    """
+    try:
+        one, other = (
+            build_prompt([*messages, {"role": "user", "content": text}], vocabulary, think).ids for text in ("A", "1")
+        )
+    except UserError:
+        return ()
+    return one[: common_prefix(one, other)]
+
+
+def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many elements two sequences share at their beginning."""
+    length = 0
+    for a, b in zip(left, right, strict=False):
+        if a != b:
+            break
+        length += 1
+    return length

@@ -186,12 +186,15 @@ def reply(prompt: Prompt, asked: Sequence[int], generation: Generation, model: M
         generation: what came.
         model: whose tokens these are.
     """
+    from ftllm.llama.text import control_texts
+
     tags = thoughts.tags_of(model.chat_template)
+    marks = control_texts(model, tags.strings)
     tokens = [token for token in generation.tokens if not model.is_eog(token)]
     return outcome(
         prompt,
         tokens,
-        [model.piece(token) for token in tokens],
+        [model.piece(token) or marks.get(token, "").encode() for token in tokens],
         cut=generation.stop_reason == "length",
         tags=tags,
         opened=thoughts.opens_thought(model.decode_text(asked[-32:], special=True), tags),

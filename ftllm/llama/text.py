@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Iterable
 
 from ftllm.llama.model import Model
 
@@ -29,3 +30,9 @@ class TextStream:
     def finish(self) -> str:
         """What is left: U+FFFD for a character that never ended, else nothing."""
         return self._decoder.decode(b"", final=True)
+
+
+def control_texts(model: Model, strings: Iterable[str]) -> dict[int, str]:
+    """Control tokens that `strings` are written with, and what they stand for: as text they are nothing."""
+    tokens = {token for string in strings for token in model.encode(string) if not model.piece(token)}
+    return {token: model.piece(token, special=True).decode("utf-8", "replace") for token in tokens}
