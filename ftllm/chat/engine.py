@@ -12,26 +12,34 @@ because native code that crashes or runs out of memory must not take the convers
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from ftllm.chat import logs
-from ftllm.chat.events import AnyEvent, Done, Failed, from_json
+from ftllm.chat.child import Child, describe_end
+from ftllm.chat.events import (
+    AnswerNow,
+    AnyCommand,
+    AnyEvent,
+    Done,
+    Failed,
+    Generate,
+    Load,
+    Loaded,
+    LoadState,
+    SaveState,
+    SetSampling,
+    Stop,
+)
 from ftllm.chat.options import LoadSettings, ReplyOptions
+from ftllm.chat.watch import Patience, work_of
 from ftllm.errors import WorkError
 
-LOG_LINES = 12  # of a crashed engine's log, in its `Failed`
+LOOK_EVERY = 1.0  # seconds between two looks at whether the child hangs
 
 
 class Engine:
@@ -40,17 +48,26 @@ class Engine:
     Args:
         on_event: called with each event, in order, on the engine's reader thread; must not block for long.
         log_directory: where native output goes; None for the user's state directory.
+        patience: when a child that gives no answer is taken to hang, and ended.
     """
 
-    def __init__(self, on_event: Callable[[AnyEvent], None], *, log_directory: Path | None = None) -> None:
+    def __init__(
+        self,
+        on_event: Callable[[AnyEvent], None],
+        *,
+        log_directory: Path | None = None,
+        patience: Patience | None = None,
+    ) -> None:
         self._on_event = on_event
         self._log_directory = log_directory
+        self._patience = patience or Patience()
         self._lock = threading.RLock()
-        self._child: _Child | None = None
-        self._load: dict[str, Any] | None = None
+        self._child: Child | None = None
+        self._load: Load | None = None
         self._numbers = 0
         self._pending: list[int] = []  # replies without their Done or Failed
-        self._closed = False
+        self._loading = False
+        self._closed = threading.Event()
 
     @property
     def log(self) -> Path | None:
@@ -81,20 +98,22 @@ class Engine:
             WorkError: no process can be started.
         """
         with self._lock:
-            if self._closed:
+            if self._closed.is_set():
                 raise WorkError("the engine is closed")
             if not self.alive:
-                self._child = _Child(logs.new_log(self._log_directory), self._received, self._gone)
+                log = logs.new_log(self._log_directory)
+                child = self._child = Child(log, self._received, self._gone, self._patience)
+                threading.Thread(target=self._watch, args=(child,), name="engine-watch", daemon=True).start()
 
     def load(self, path: Path, settings: LoadSettings | None = None) -> None:
         """Load a GGUF, in place of the one that is loaded; starts the child where needed."""
         self._settle()
         with self._lock:
             self.start()
-            self._load = {"command": "load", "path": str(path), "settings": asdict(settings or LoadSettings())}
-            self._send(self._load)
+            self._load = Load(str(path), settings or LoadSettings())
+            self._send_load()
 
-    def generate(self, messages: Sequence[Mapping[str, str]], options: ReplyOptions | None = None) -> int:
+    def generate(self, messages: Sequence[Mapping[str, Any]], options: ReplyOptions | None = None) -> int:
         """Ask for the assistant's next turn; the reply's number. A reply asked for while another runs waits for it.
 
         When the child has died, another is started and the same model loaded first.
@@ -105,35 +124,60 @@ class Engine:
                 raise WorkError("no model is loaded")
             if not self.alive:
                 self.start()
-                self._send(self._load)
+                self._send_load()
+            self._heard_if_idle()
             self._numbers += 1
             self._pending.append(self._numbers)
-            self._send(
-                {
-                    "command": "generate",
-                    "reply": self._numbers,
-                    "messages": [dict(message) for message in messages],
-                    "options": asdict(options or ReplyOptions()),
-                }
-            )
+            told = tuple(dict(message) for message in messages)
+            self._send(Generate(self._numbers, told, options or ReplyOptions()))
             return self._numbers
 
     def stop(self) -> None:
         """End all replies asked for so far, within one token or one chunk of prompt; each still gets its `Done`."""
         with self._lock:
             if self._pending:
-                self._send({"command": "stop", "reply": self._pending[-1]})
+                self._send(Stop(self._pending[-1]))
+                if self._child is not None:
+                    self._child.watch.stop_asked()
 
     def answer_now(self) -> None:
         """Close the thought that is under way and go on to the answer."""
         with self._lock:
             if self._pending:
-                self._send({"command": "answer_now", "reply": self._pending[0]})
+                self._send(AnswerNow(self._pending[0]))
+
+    def set_sampling(
+        self,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repeat_penalty: float | None = None,
+    ) -> None:
+        """Sample the rest of the reply that is under way in another way; None leaves a setting as it is."""
+        with self._lock:
+            if self._pending:
+                self._send(SetSampling(self._pending[0], temperature, top_k, top_p, min_p, repeat_penalty))
+
+    def save_state(self, path: Path) -> None:
+        """Write what the model has read to a file, for `load_state` after a restart; `StateSaved` follows.
+
+        A few kilobytes to a few hundred a token. A file is of use only to the same model, and only where a
+        conversation goes on as it began.
+        """
+        with self._lock:
+            self._send(SaveState(str(path)))
+
+    def load_state(self, path: Path) -> None:
+        """Take up a saved state, before the first message; `StateLoaded` follows, and says why where it cannot be."""
+        with self._lock:
+            self._send(LoadState(str(path)))
 
     def close(self, timeout: float = 2.0) -> None:
         """Stop and end the child; killed when it has not gone after `timeout` seconds. No events after this."""
         with self._lock:
-            self._closed = True
+            self._closed.set()
             child, self._child = self._child, None
             self._pending.clear()
         if child is not None:
@@ -153,136 +197,50 @@ class Engine:
         if child is not None and child.process.poll() is not None:
             child.join(5.0)
 
-    def _send(self, command: Mapping[str, Any]) -> None:
+    def _send_load(self) -> None:
+        assert self._load is not None
+        self._heard_if_idle()
+        self._loading = True
+        self._send(self._load)
+
+    def _heard_if_idle(self) -> None:
+        """Time that nothing was owed is no silence."""
+        if self._child is not None and not (self._pending or self._loading):
+            self._child.watch.heard()
+
+    def _watch(self, child: Child) -> None:
+        """End a child that owes something and hangs."""
+        while not child.ended and not self._closed.wait(min(LOOK_EVERY, self._patience.idle / 4)):
+            # Without the lock: who writes to a child that hangs may hold it. What is owed first: see `_heard_if_idle`.
+            owes = child is self._child and bool(self._pending or self._loading)
+            complaint = child.watch.complaint(work_of(child.process.pid))
+            if owes and complaint:
+                child.kill(complaint)
+                return
+
+    def _send(self, command: AnyCommand) -> None:
         if self._child is not None:
             self._child.send(command)
 
-    def _received(self, child: _Child, event: AnyEvent) -> None:
+    def _received(self, child: Child, event: AnyEvent) -> None:
         with self._lock:
             if child is not self._child:
                 return
             if isinstance(event, Done | Failed) and event.reply in self._pending:
                 self._pending.remove(event.reply)
+                child.watch.stopped()
+            if isinstance(event, Loaded | Failed) and event.reply == 0:
+                self._loading = False
         self._on_event(event)
 
-    def _gone(self, child: _Child, last_time: float) -> None:
+    def _gone(self, child: Child, last_time: float) -> None:
         """The child ended without being asked to: every pending reply, or the engine itself, has failed."""
         with self._lock:
             if child is not self._child:
                 return
             replies = tuple(self._pending) or (0,)
             self._pending.clear()
-        failure = describe_end(child.process.returncode, child.log, last_time)
+            self._loading = False
+        failure = describe_end(child, last_time)
         for reply in replies:
             self._on_event(replace(failure, reply=reply))
-
-
-class _Child:
-    """The process and the thread that reads from it.
-
-    The thread starts the process too, and outlives it: the child asks Linux for a signal at its parent's death, and
-    Linux takes the thread that started it for the parent.
-    """
-
-    def __init__(
-        self, log: Path, received: Callable[[_Child, AnyEvent], None], gone: Callable[[_Child, float], None]
-    ) -> None:
-        self.log = log
-        self.ended = False
-        self.process: subprocess.Popen[bytes]
-        self._write_lock = threading.Lock()
-        started = threading.Event()
-        failures: list[OSError] = []
-
-        def run() -> None:
-            try:
-                self.process = _spawn(log)
-            except OSError as error:
-                failures.append(error)
-                return
-            finally:
-                started.set()
-            self._read(received, gone)
-
-        self._thread = threading.Thread(target=run, name="engine-reader", daemon=True)
-        self._thread.start()
-        started.wait()
-        if failures:
-            raise WorkError(f"the engine's process cannot be started: {failures[0]}") from failures[0]
-
-    def send(self, command: Mapping[str, Any]) -> None:
-        """Write one command; a child that is gone is noticed by the reader."""
-        with self._write_lock, suppress(OSError, ValueError):
-            pipe = _pipe(self.process.stdin)
-            pipe.write(json.dumps(command).encode("ascii") + b"\n")
-            pipe.flush()
-
-    def end(self, timeout: float) -> None:
-        """Ask the child to go by closing its input; kill it when it does not."""
-        crashed = self.process.poll() is not None
-        with self._write_lock, suppress(OSError):
-            _pipe(self.process.stdin).close()
-        try:
-            self.process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.join(timeout)
-        if not crashed:
-            logs.remove(self.log)
-
-    def join(self, timeout: float) -> None:
-        """Wait for the reader to have told all there is to tell."""
-        if threading.current_thread() is not self._thread:
-            self._thread.join(timeout)
-
-    def _read(self, received: Callable[[_Child, AnyEvent], None], gone: Callable[[_Child, float], None]) -> None:
-        last_time = time.monotonic()
-        for line in _pipe(self.process.stdout):
-            try:
-                event = from_json(line.decode("utf-8", "replace"))
-            except ValueError:
-                continue  # the last line of a child that died while writing it
-            last_time = event.time
-            received(self, event)
-        self.process.wait()
-        self.ended = True
-        _pipe(self.process.stdout).close()
-        gone(self, last_time)
-
-
-def _spawn(log: Path) -> subprocess.Popen[bytes]:
-    # -P: the person's directory may hold a json.py. A session of its own keeps the terminal's Ctrl-C from the child:
-    # the parent decides what it means.
-    source = str(Path(__file__).resolve().parents[2])
-    paths = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "ftllm.chat.worker"],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=output,
-            start_new_session=os.name == "posix",
-        )
-
-
-def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
-    assert pipe is not None
-    return pipe
-
-
-def describe_end(returncode: int, log: Path, time: float) -> Failed:
-    """What is known about a child that ended by itself, for reply 0."""
-    hint = f"the next message starts it again; its log is {log}"
-    if returncode < 0:
-        try:
-            name = signal.Signals(-returncode).name
-        except ValueError:
-            name = f"signal {-returncode}"
-        message = f"the engine was ended by {name}"
-        if name == "SIGKILL":
-            hint = "if nobody killed it, memory ran out: take a smaller model or --ctx; " + hint
-    else:
-        message = f"the engine ended with exit code {returncode}"
-    return Failed(time, 0, message, hint, exit_code=1, crashed=True, log=logs.last_lines(log, LOG_LINES))

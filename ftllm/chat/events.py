@@ -1,10 +1,12 @@
-"""What the engine tells: frozen values, one JSON line each.
+"""What the engine tells, and what it is told: frozen values, one JSON line each.
 
 Every time is `time.monotonic()` of the engine's process, in seconds: differences between events mean something,
 absolute values do not. `reply` is the number `Engine.generate` returned, or 0 for events about the engine itself.
 A reply's events come in this order; a `Failed` may cut it anywhere and is then the last:
 
-    PromptProgress*  ( ThinkStart ThinkDelta* ThinkEnd | TextDelta )*  Stats  Done
+    TurnsDropped?  PromptProgress*  ( ThinkStart ThinkDelta* ThinkEnd | TextDelta )*  Stats  Done
+
+`LoopSuspected` and another `TurnsDropped` may come anywhere in between.
 """
 
 from __future__ import annotations
@@ -13,12 +15,16 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeAlias
 
-DoneReason = Literal["stop", "length", "context", "stopped"]
-"""`stop`: by the model; `length`: the token limit; `context`: the context is full; `stopped`: by request."""
+from ftllm.chat.options import LoadSettings, ReplyOptions
 
-ThinkEndReason = Literal["closed", "unclosed", "cut", "stopped", "budget", "answer_now"]
+DoneReason = Literal["stop", "length", "context", "stopped", "loop"]
+"""`stop`: by the model; `length`: the token limit; `context`: the context is full; `stopped`: by request;
+`loop`: the answer repeated itself, and `ReplyOptions.loops` asked to stop that."""
+
+ThinkEndReason = Literal["closed", "unclosed", "cut", "stopped", "budget", "answer_now", "loop"]
 """`closed`: by the model; `unclosed`: the model ended its turn inside the thought; `cut`: the reply reached a limit
-there; `stopped`: by request, with the reply; `budget` and `answer_now`: by the engine, and the answer follows."""
+there; `stopped`: by request, with the reply; `budget`, `answer_now` and `loop`: by the engine, and the answer
+follows."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,9 @@ class Loaded(Event):
     size_bytes: int
     n_params: int
     seconds: float  # from the command to now
+    fingerprint: str = ""  # the same for the same weights, wherever the file is; see `ftllm.llama.identity`
+    gpu_layers: int = 0  # layers on a GPU, the output counted as one
+    placement: str = ""  # in words: "all 19 layers on the GPU", "on the CPU, 4 threads"
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,22 @@ class TextDelta(Event):
 
 
 @dataclass(frozen=True)
+class LoopSuspected(Event):
+    """The last `period` * `count` tokens are one stretch of `period` tokens, `count` times; told once a loop."""
+
+    period: int
+    count: int
+    thought: bool  # inside a thought
+
+
+@dataclass(frozen=True)
+class TurnsDropped(Event):
+    """The context is full: the model no longer sees the oldest `turns` messages after the system prompt."""
+
+    turns: int
+
+
+@dataclass(frozen=True)
 class Stats(Event):
     """The figures of a reply, just before its end."""
 
@@ -123,8 +148,49 @@ class Failed(Event):
     log: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Prepared(Event):
+    """While nobody asked for anything, the context was brought to where the next message will go on."""
+
+    context_tokens: int
+    evaluated: int  # tokens that took
+
+
+@dataclass(frozen=True)
+class StateSaved(Event):
+    """The KV cache is in a file; or, with an `error`, it is not."""
+
+    path: str
+    tokens: int
+    size_bytes: int
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class StateLoaded(Event):
+    """The KV cache is what a file held: `tokens` of it; or, with a `reason`, as it was before."""
+
+    path: str
+    tokens: int
+    reason: str = ""
+
+
 AnyEvent: TypeAlias = (
-    LoadProgress | Loaded | PromptProgress | ThinkStart | ThinkDelta | ThinkEnd | TextDelta | Stats | Done | Failed
+    LoadProgress
+    | Loaded
+    | PromptProgress
+    | ThinkStart
+    | ThinkDelta
+    | ThinkEnd
+    | TextDelta
+    | LoopSuspected
+    | TurnsDropped
+    | Stats
+    | Done
+    | Failed
+    | Prepared
+    | StateSaved
+    | StateLoaded
 )
 
 KINDS: dict[str, type[AnyEvent]] = {
@@ -135,11 +201,112 @@ KINDS: dict[str, type[AnyEvent]] = {
     "think_delta": ThinkDelta,
     "think_end": ThinkEnd,
     "text_delta": TextDelta,
+    "loop_suspected": LoopSuspected,
+    "turns_dropped": TurnsDropped,
     "stats": Stats,
     "done": Done,
     "failed": Failed,
+    "prepared": Prepared,
+    "state_saved": StateSaved,
+    "state_loaded": StateLoaded,
 }
 NAMES: dict[type[AnyEvent], str] = {kind: name for name, kind in KINDS.items()}
+
+
+@dataclass(frozen=True)
+class Load:
+    """Load a GGUF in place of the one that is loaded: `LoadProgress`*, then `Loaded` or `Failed`."""
+
+    path: str
+    settings: LoadSettings
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Make the assistant's next turn; the events of `reply` follow."""
+
+    reply: int
+    messages: tuple[dict[str, Any], ...]  # `{"role": ..., "content": ...}`, oldest first
+    options: ReplyOptions
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End the replies numbered up to `reply`."""
+
+    reply: int
+
+
+@dataclass(frozen=True)
+class AnswerNow:
+    """Close the thought of `reply` and go on to its answer."""
+
+    reply: int
+
+
+@dataclass(frozen=True)
+class SetSampling:
+    """Go on sampling `reply` in another way; None leaves a setting as it is."""
+
+    reply: int
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+
+
+@dataclass(frozen=True)
+class SaveState:
+    """Write the KV cache to a file: `StateSaved` follows."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class LoadState:
+    """Take the KV cache from a file that the same model wrote: `StateLoaded` follows."""
+
+    path: str
+
+
+AnyCommand: TypeAlias = Load | Generate | Stop | AnswerNow | SetSampling | SaveState | LoadState
+
+COMMANDS: dict[str, type[AnyCommand]] = {
+    "load": Load,
+    "generate": Generate,
+    "stop": Stop,
+    "answer_now": AnswerNow,
+    "set_sampling": SetSampling,
+    "save_state": SaveState,
+    "load_state": LoadState,
+}
+COMMAND_NAMES: dict[type[AnyCommand], str] = {kind: name for name, kind in COMMANDS.items()}
+
+
+def command_to_json(command: AnyCommand) -> str:
+    """One line (no newline inside or at the end), plain ASCII."""
+    return json.dumps({"command": COMMAND_NAMES[type(command)], **asdict(command)})
+
+
+def command_from_json(line: str) -> AnyCommand:
+    """The command of one line.
+
+    Raises:
+        ValueError: the line is not a command.
+    """
+    try:
+        values: dict[str, Any] = json.loads(line)
+        kind = COMMANDS[values.pop("command")]
+        if "settings" in values:
+            values["settings"] = LoadSettings(**values["settings"])
+        if "options" in values:
+            values["options"] = ReplyOptions(**values["options"])
+        if "messages" in values:
+            values["messages"] = tuple(values["messages"])
+        return kind(**values)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"not a command: {line[:200]!r} ({error})") from error
 
 
 def to_json(event: AnyEvent) -> str:

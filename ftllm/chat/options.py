@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 ThinkMode = Literal["auto", "on", "off"]
+LoopMode = Literal["warn", "stop", "off"]
+Overflow = Literal["drop", "stop"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,11 @@ class ReplyOptions:
         think: `auto` lets the model choose; `on` and `off` use the template's switch where it has one, else open the
             reply with the opening tag or with an empty, closed thought.
         think_budget: tokens a thought may take before the engine closes it and asks for the answer; None: no limit.
+        loops: what to do when the model repeats itself: `warn` only tells; `stop` closes a thought, and ends an answer;
+            `off` does not look.
+        overflow: when the conversation outgrows the context: `drop` the oldest turns, keeping the system prompt, or
+            `stop`.
+        ignore_end: generate `max_tokens` tokens whatever comes, for measuring.
         temperature, top_k, top_p, min_p, repeat_penalty: None for the GGUF's `general.sampling.*`, else the defaults.
         seed: of the sampler; None for a new one each time.
     """
@@ -39,6 +46,9 @@ class ReplyOptions:
     max_tokens: int = 8192
     think: ThinkMode = "auto"
     think_budget: int | None = None
+    loops: LoopMode = "warn"
+    overflow: Overflow = "drop"
+    ignore_end: bool = False
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None

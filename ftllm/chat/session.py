@@ -11,11 +11,13 @@ from ftllm.chat.events import (
     Done,
     DoneReason,
     Failed,
+    LoopSuspected,
     Stats,
     TextDelta,
     ThinkDelta,
     ThinkEnd,
     ThinkStart,
+    TurnsDropped,
 )
 
 StopReason = DoneReason | Literal["failed", "interrupted"]
@@ -47,6 +49,8 @@ class Reply:
     thought_seconds: float = 0.0
     thought_tokens: int = 0
     stats: Stats | None = None
+    loop: LoopSuspected | None = None  # the last one
+    dropped: int = 0  # the oldest turns, which the model no longer saw
     end: Done | Failed | None = None
     last_time: float = 0.0
 
@@ -64,6 +68,10 @@ class Reply:
                 self.thought_tokens += event.tokens
             case TextDelta():
                 self.answer += event.text
+            case LoopSuspected():
+                self.loop = event
+            case TurnsDropped():
+                self.dropped = event.turns
             case Stats():
                 self.stats = event
             case Done() | Failed():

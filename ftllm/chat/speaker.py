@@ -6,26 +6,43 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from typing import Any
 
-from ftllm.chat.events import Done, DoneReason, PromptProgress, Stats, ThinkEndReason
-from ftllm.chat.options import LoadSettings, ReplyOptions
-from ftllm.chat.prompt import Prompt, build_prompt
+from ftllm.chat.events import (
+    Done,
+    DoneReason,
+    LoopSuspected,
+    Prepared,
+    PromptProgress,
+    SetSampling,
+    Stats,
+    ThinkEndReason,
+    TurnsDropped,
+)
+from ftllm.chat.memory import CHUNK, Memory
+from ftllm.chat.options import LoadSettings, ReplyOptions, ThinkMode
+from ftllm.chat.prompt import Prompt, build_prompt, kept_length, next_ids
 from ftllm.chat.writer import Clock, Emit, Writer
 from ftllm.errors import UserError
-from ftllm.llama.context import AbortedError, Context
+from ftllm.llama.context import Context
 from ftllm.llama.model import Model
 from ftllm.llama.sampling import Sampler, Sampling
-from ftllm.llama.text import TextStream
+from ftllm.llama.text import TextStream, control_texts
+from ftllm.loops import LoopGuard
 from ftllm.thoughts import tags_of
 
-CHUNK = 512  # tokens of prompt between two looks at `Control.stop` (where llama.cpp cannot be aborted: on GPUs)
 TIME_TO_ANSWER = "\n\nTime to answer.\n"  # what ends a thought that was cut off, before the closing tag
+ROOM = 4  # a conversation is held to leave a quarter of the context to the reply, where turns may be dropped
+LEAST_ROOM = 8  # and a reply that needs more is given an eighth, again and again
 THOUGHT_LEFT: dict[DoneReason, ThinkEndReason] = {
     "stop": "unclosed",
     "stopped": "stopped",
     "length": "cut",
     "context": "cut",
+    "loop": "loop",
 }
+
+Messages = Sequence[Mapping[str, Any]]
 
 
 @dataclass
@@ -34,16 +51,19 @@ class Control:
 
     stop: bool = False
     answer_now: bool = False
+    sampling: SetSampling | None = None
 
 
 @dataclass
 class _Course:
-    """One reply under way: tokens sampled so far, and the times of the first and the last of them."""
+    """One reply under way: what it answers, tokens sampled so far, and the times of the first and the last of them."""
 
     number: int
+    messages: Messages
     prompt: Prompt
     options: ReplyOptions
     control: Control
+    loop: bool = False  # the reply goes in circles, and is to be stopped for it
     sampled: int = 0
     first: float = 0.0
     last: float = 0.0
@@ -59,19 +79,29 @@ class _Course:
         return (self.sampled - 1) / (self.last - self.first) if self.last > self.first else None
 
 
+@dataclass(frozen=True)
+class _Said:
+    """A conversation whose last turn is the reply just made."""
+
+    messages: Messages
+    think: ThinkMode
+
+
 class Speaker:
     """One conversation at a time with one model; what two prompts share at their beginning is evaluated once."""
 
     def __init__(self, model: Model, settings: LoadSettings, emit: Emit, clock: Clock = time.monotonic) -> None:
         self.model = model
-        self.context = Context(model, n_ctx=settings.n_ctx, n_batch=CHUNK, n_threads=settings.n_threads, n_outputs=1)
-        self.cached: list[int] = []  # the ids in the KV cache
-        self.tag_tokens = tag_tokens(model)
+        self.context = Context(
+            model, n_ctx=settings.n_ctx, n_batch=CHUNK, n_threads=settings.n_threads, n_outputs=1, windowed=True
+        )
+        self.memory = Memory(self.context)
+        self._tag_texts = control_texts(model, tags_of(model.chat_template).strings)
+        self._dropped: tuple[Mapping[str, Any], ...] = ()  # the oldest turns, which this conversation lost
+        self._said: _Said | None = None
         self._emit, self._clock = emit, clock
 
-    def reply(
-        self, number: int, messages: Sequence[Mapping[str, str]], options: ReplyOptions, control: Control
-    ) -> None:
+    def reply(self, number: int, messages: Messages, options: ReplyOptions, control: Control) -> None:
         """Make the assistant's next turn, telling all of it in events, `Done` last.
 
         Raises:
@@ -79,22 +109,21 @@ class Speaker:
             WorkError: llama.cpp failed.
         """
         begun = self._clock()
-        prompt = build_prompt(messages, self.model, options.think)
-        if len(prompt.ids) >= self.context.n_ctx:
-            raise UserError(
-                f"the conversation is {len(prompt.ids)} tokens long, but the context holds {self.context.n_ctx}",
-                "begin a new conversation, shorten the message, or start with a larger --ctx",
-            )
-        course = _Course(number, prompt, options, control)
+        self._said = None
+        messages, prompt = self._fitting(number, messages, options, self.context.n_ctx - 1)
+        course = _Course(number, messages, prompt, options, control)
         writer = Writer(self._emit, number, prompt.tags, clock=self._clock)
         reason: DoneReason = "stopped"
-        reused = self._reuse(prompt.ids)
+        reused = self.memory.rewind(prompt.ids)
         try:
-            if self._evaluate(course):
+            if self._evaluate(course, prompt.ids):
                 reason = self._write(course, writer)
         except Exception:
-            self._forget(0)  # whatever the cache holds now
+            self.memory.forget()
             raise
+        if writer.answer.strip():
+            answer = {"role": "assistant", "content": writer.answer.strip()}
+            self._said = _Said([*course.messages, answer], options.think)
         now = self._clock()
         self._emit(
             Stats(
@@ -108,56 +137,72 @@ class Speaker:
                 time_to_first_token=course.first - begun if course.sampled else None,
                 tokens_per_second=course.tokens_per_second,
                 n_ctx=self.context.n_ctx,
-                context_tokens=len(self.cached),
+                context_tokens=len(self.memory),
             )
         )
         self._emit(Done(now, number, reason))
 
-    def _reuse(self, ids: Sequence[int]) -> int:
-        """Forget all of the cache but what `ids` begin with; how many tokens that is (never all of `ids`)."""
-        common = common_prefix(self.cached, ids[:-1])
-        self._forget(common)
-        return len(self.cached)
+    def prepare(self, control: Control) -> None:
+        """Bring the cache to where the next message goes on: the thought is taken out, the answer read again.
 
-    def _forget(self, start: int) -> None:
-        """Keep the cache's first `start` tokens, or none where the model's memory cannot be cut (recurrent models)."""
-        if start == len(self.cached) and self.context.length() == start:
+        It stops as soon as `control` says so, and tells nothing then.
+        """
+        said, self._said = self._said, None
+        if said is None:
             return
-        if start == 0 or not self.context.remove(0, start):
-            self.context.clear()
-            start = 0
-        del self.cached[start:]
+        ids = next_ids(said.messages, self.model, said.think)
+        if not ids or len(ids) >= self.context.n_ctx:
+            return
+        kept = self.memory.rewind(ids)
+        if self.memory.evaluate(ids, stop=lambda: control.stop):
+            self.memory.mark()
+            self._emit(Prepared(self._clock(), 0, len(ids), len(ids) - kept))
 
-    def _evaluate(self, course: _Course) -> bool:
-        """Bring the prompt into the cache; False when it was stopped on the way."""
-        ids, control = course.prompt.ids, course.control
-        self._progress(course)
-        self.context.set_abort(lambda: control.stop)
-        try:
-            while len(self.cached) < len(ids):
-                if control.stop:
-                    return False
-                start = len(self.cached)
-                chunk = ids[start : start + CHUNK]
-                last = start + len(chunk) == len(ids)
-                try:
-                    self.context.decode(chunk, start=start, logits="last" if last else "none")
-                except AbortedError:
-                    self._forget(start)
-                    return False
-                self.cached.extend(chunk)
-                self._progress(course)
-        finally:
-            self.context.set_abort(None)
-        return not control.stop
+    def _fitting(self, number: int, messages: Messages, options: ReplyOptions, limit: int) -> tuple[Messages, Prompt]:
+        """The messages the model gets to see, and their prompt of at most `limit` tokens.
 
-    def _progress(self, course: _Course) -> None:
-        self._emit(PromptProgress(self._clock(), course.number, len(self.cached), len(course.prompt.ids)))
+        Where turns may be dropped, as many of the oldest go as leave the reply a quarter of the context, and then so
+        many that the next turns need not drop more: half of the context is filled.
+        """
+        n_ctx, dropped = self.context.n_ctx, self._dropped
+        start = int(bool(messages) and messages[0]["role"] == "system")
+        turns = messages[start:]
+        count = 0
+        if options.overflow == "drop" and tuple(turns[: len(dropped)]) == dropped:
+            count = len(dropped)
+        wanted = min(limit, n_ctx - min(options.max_tokens, n_ctx // ROOM))
+        while True:
+            seen = [*messages[:start], *turns[count:]]
+            prompt = build_prompt(seen, self.model, options.think)
+            if options.overflow == "stop" or len(prompt.ids) <= wanted or not (following := _next_turn(turns, count)):
+                break
+            count, wanted = following, min(limit, n_ctx // 2)
+        if len(prompt.ids) > limit:
+            raise UserError(
+                f"the conversation is {len(prompt.ids)} tokens long, but the context holds {n_ctx}",
+                "begin a new conversation, shorten the message, or start with a larger --ctx",
+            )
+        self._dropped = tuple(turns[:count])
+        if count and self._dropped != dropped:
+            self._emit(TurnsDropped(self._clock(), number, count))
+        return seen, prompt
+
+    def _evaluate(self, course: _Course, ids: Sequence[int]) -> bool:
+        """Bring a prompt into the cache; False when it was stopped on the way."""
+
+        def progress() -> None:
+            self._emit(PromptProgress(self._clock(), course.number, len(self.memory), len(ids)))
+
+        mark = 0
+        if self.memory.needs_marks:
+            mark = kept_length(course.prompt, course.messages, self.model, course.options.think)
+        progress()
+        return self.memory.evaluate(ids, stop=lambda: course.control.stop, progress=progress, mark=mark)
 
     def _write(self, course: _Course, writer: Writer) -> DoneReason:
         """Sample and decode until the reply ends."""
         model, context, options = self.model, self.context, course.options
-        text = TextStream(model)
+        text, guard = TextStream(model), LoopGuard()
         reason: DoneReason = "length"
         if course.prompt.opened:
             writer.open_thought()
@@ -166,23 +211,54 @@ class Speaker:
                 if course.control.stop:
                     reason = "stopped"
                     break
+                if course.control.sampling is not None:
+                    changed, course.control.sampling = course.control.sampling, None
+                    sampler.change(changed_sampling(sampler.sampling, changed))
                 why = None if text.pending else self._cut_reason(course, writer)
-                if why is not None and not self._close_thought(course, writer, sampler, why):
-                    reason = "context"
+                if why is not None:
+                    if not self._close_thought(course, writer, sampler, why):
+                        reason = "context"
+                        break
+                    guard.forget()
+                if course.loop and not writer.thinking:
+                    reason = "loop"
                     break
                 token = sampler.sample(context)
                 course.count(self._clock())
-                if model.is_eog(token):
+                if model.is_eog(token) and not options.ignore_end:
                     reason = "stop"
                     break
-                writer.take(text.feed(token) or self.tag_tokens.get(token, ""))
-                if len(self.cached) >= context.n_ctx:
-                    reason = "context"
+                mark = self._tag_texts.get(token)
+                writer.take(text.feed(token) if mark is None else mark, control=mark is not None)
+                self._look_for_loops(course, writer, guard, token)
+                if len(self.memory) >= context.n_ctx and not self._make_room(course):
+                    reason = "stopped" if course.control.stop else "context"
                     break
-                context.decode((token,), start=len(self.cached))
-                self.cached.append(token)
+                self.memory.append((token,))
         writer.finish(text.finish(), why=THOUGHT_LEFT[reason])
         return reason
+
+    def _make_room(self, course: _Course) -> bool:
+        """Drop the oldest turns in the middle of a reply; False where that cannot be."""
+        if course.options.overflow != "drop":
+            return False
+        reply = self.memory.tokens[len(course.prompt.ids) :]
+        limit = self.context.n_ctx - self.context.n_ctx // LEAST_ROOM - len(reply)
+        try:
+            course.messages, course.prompt = self._fitting(course.number, course.messages, course.options, limit)
+        except UserError:
+            return False
+        ids = [*course.prompt.ids, *reply]
+        self.memory.rewind(ids)
+        return self._evaluate(course, ids)
+
+    def _look_for_loops(self, course: _Course, writer: Writer, guard: LoopGuard, token: int) -> None:
+        if course.options.loops == "off":
+            return
+        found = guard.look(token)
+        if found is not None:
+            self._emit(LoopSuspected(self._clock(), course.number, found.period, found.count, writer.thinking))
+            course.loop = course.options.loops == "stop"
 
     def _cut_reason(self, course: _Course, writer: Writer) -> ThinkEndReason | None:
         """Why the thought under way should end now, if it should."""
@@ -193,48 +269,39 @@ class Speaker:
         if course.control.answer_now:
             course.control.answer_now = False
             return "answer_now"
+        if course.loop:
+            course.loop = False
+            return "loop"
         budget = course.options.think_budget
         return "budget" if budget is not None and writer.thought_tokens >= budget else None
 
     def _close_thought(self, course: _Course, writer: Writer, sampler: Sampler, why: ThinkEndReason) -> bool:
         """Feed the model the end of its thought; False when the context has no room for it."""
-        tokens = self.model.encode(TIME_TO_ANSWER + course.prompt.tags.close)
-        if len(self.cached) + len(tokens) >= self.context.n_ctx:
+        tags = course.prompt.tags
+        tokens = self.model.encode(TIME_TO_ANSWER + tags.close + tags.answer)
+        if len(self.memory) + len(tokens) >= self.context.n_ctx:
             return False
-        self.context.decode(tokens, start=len(self.cached))
-        self.cached.extend(tokens)
+        self.memory.append(tokens)
         for token in tokens:
             sampler.accept(token)
         writer.close_thought(TIME_TO_ANSWER, len(tokens), why)
         return True
 
 
-def tag_tokens(model: Model) -> dict[int, str]:
-    """Thought tags that are control tokens of the model (Magistral's), which have no text of their own."""
-    tags = tags_of(model.chat_template)
-    encoded = {tag: model.encode(tag) for tag in (tags.open, tags.close)}
-    return {ids[0]: tag for tag, ids in encoded.items() if len(ids) == 1 and not model.piece(ids[0])}
-
-
 def sampling_of(model: Model, options: ReplyOptions) -> Sampling:
     """The GGUF's recommended sampling, overridden by what the person chose."""
-    chosen = {
-        "temperature": options.temperature,
-        "top_k": options.top_k,
-        "top_p": options.top_p,
-        "min_p": options.min_p,
-        "repeat_penalty": options.repeat_penalty,
-        "seed": options.seed,
-    }
-    given = {name: value for name, value in chosen.items() if value is not None}
-    return replace(Sampling.from_metadata(model.metadata), **given)  # type: ignore[arg-type]
+    recommended = Sampling.from_metadata(model.metadata)
+    sampling = changed_sampling(recommended, options)
+    return sampling if options.seed is None else replace(sampling, seed=options.seed)
 
 
-def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many elements two sequences share at their beginning."""
-    length = 0
-    for a, b in zip(left, right, strict=False):
-        if a != b:
-            break
-        length += 1
-    return length
+def changed_sampling(sampling: Sampling, choice: ReplyOptions | SetSampling) -> Sampling:
+    """`sampling` with what `choice` says; None says nothing."""
+    names = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty")
+    given = {name: getattr(choice, name) for name in names}
+    return replace(sampling, **{name: value for name, value in given.items() if value is not None})
+
+
+def _next_turn(turns: Messages, start: int) -> int:
+    """Where the person speaks next after the turn at `start`; 0 where nothing of the kind is left."""
+    return next((i for i in range(start + 1, len(turns)) if turns[i]["role"] == "user"), 0)

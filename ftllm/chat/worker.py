@@ -6,7 +6,6 @@ its stdin does, so that it never outlives its parent.
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import signal
@@ -18,11 +17,28 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ftllm.chat.events import AnyEvent, Failed, Loaded, LoadProgress, to_json
-from ftllm.chat.options import LoadSettings, ReplyOptions
+from ftllm.chat.events import (
+    AnswerNow,
+    AnyCommand,
+    AnyEvent,
+    Failed,
+    Generate,
+    Load,
+    Loaded,
+    LoadProgress,
+    LoadState,
+    SaveState,
+    SetSampling,
+    StateLoaded,
+    StateSaved,
+    Stop,
+    command_from_json,
+    to_json,
+)
 from ftllm.chat.speaker import Control, Speaker
 from ftllm.errors import UserError
 from ftllm.llama import native
+from ftllm.llama.identity import fingerprint
 from ftllm.llama.model import Model
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
@@ -55,27 +71,37 @@ class Worker:
 
     def __init__(self, output: BinaryIO | Any) -> None:
         self._output = output
-        self._commands: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[AnyCommand] = queue.SimpleQueue()
         self._controls: dict[int, Control] = {}
+        self._background = Control()  # of what is done while nobody asks for anything
         self._speaker: Speaker | None = None
+        self._fingerprint = ""
         self._load_error = UserError("no model is loaded")
 
     def serve(self, commands: BinaryIO) -> None:
-        """Do what is asked, in order; `stop` and `answer_now` take effect on what was asked before them."""
+        """Do what is asked, in order; `Stop` and the like take effect on what was asked before them."""
         threading.Thread(target=self._read, args=(commands,), name="commands", daemon=True).start()
         with suppress(UserError):  # told when something is to be loaded
             native.api()
         with native.log_to(lambda line: print(line, file=sys.stderr)):
             while True:
                 self._do(self._commands.get())
+                self._background = Control()
+                if self._commands.empty() and self._speaker is not None:
+                    self._prepare(self._speaker)
 
-    def _do(self, command: dict[str, Any]) -> None:
-        number = command.get("reply", 0)
+    def _do(self, command: AnyCommand) -> None:
+        number = command.reply if isinstance(command, Generate) else 0
         try:
-            if command["command"] == "load":
-                self._load(Path(command["path"]), LoadSettings(**command["settings"]))
-            else:
-                self._generate(number, command["messages"], ReplyOptions(**command["options"]))
+            match command:
+                case Load():
+                    self._load(command)
+                case Generate():
+                    self._generate(command)
+                case SaveState():
+                    self._save_state(Path(command.path))
+                case LoadState():
+                    self._load_state(Path(command.path))
         except UserError as error:
             if not number:
                 self._load_error = error
@@ -87,25 +113,38 @@ class Worker:
         finally:
             self._controls.pop(number, None)
 
+    def _prepare(self, speaker: Speaker) -> None:
+        """Use the time until the next command; what fails now will fail, and be told, when it is asked for."""
+        try:
+            speaker.prepare(self._background)
+        except Exception:
+            traceback.print_exc()
+            speaker.memory.forget()
+
     def _read(self, commands: BinaryIO) -> None:
         for line in commands:
-            command = json.loads(line)
-            match command["command"]:
-                case "stop":
+            command = command_from_json(line.decode("utf-8"))
+            match command:
+                case Stop():
                     for number, control in tuple(self._controls.items()):
-                        control.stop |= number <= command["reply"]
-                case "answer_now":
-                    if asked := self._controls.get(command["reply"]):
+                        control.stop |= number <= command.reply
+                case AnswerNow():
+                    if asked := self._controls.get(command.reply):
                         asked.answer_now = True
-                case "generate":
-                    self._controls[command["reply"]] = Control()
+                case SetSampling():
+                    if asked := self._controls.get(command.reply):
+                        asked.sampling = command
+                case Generate():
+                    self._controls[command.reply] = Control()
                     self._commands.put(command)
                 case _:
                     self._commands.put(command)
+            self._background.stop = True
         os._exit(0)
 
-    def _load(self, path: Path, settings: LoadSettings) -> None:
+    def _load(self, command: Load) -> None:
         begun = time.monotonic()
+        path, settings = Path(command.path), command.settings
         if self._speaker is not None:
             self._speaker.model.close()
             self._speaker = None
@@ -121,6 +160,7 @@ class Worker:
 
         model = Model.load(path, gpu_layers=settings.gpu_layers, progress=progress)
         self._speaker = Speaker(model, settings, self._emit)
+        self._fingerprint = fingerprint(model.header)
         now = time.monotonic()
         self._emit(
             Loaded(
@@ -133,13 +173,33 @@ class Worker:
                 size_bytes=model.size_bytes,
                 n_params=model.n_params,
                 seconds=now - begun,
+                fingerprint=self._fingerprint,
+                gpu_layers=model.gpu_layers,
             )
         )
 
-    def _generate(self, number: int, messages: list[dict[str, str]], options: ReplyOptions) -> None:
+    def _generate(self, command: Generate) -> None:
         if self._speaker is None:
             raise self._load_error
-        self._speaker.reply(number, messages, options, self._controls[number])
+        self._speaker.reply(command.reply, command.messages, command.options, self._controls[command.reply])
+
+    def _save_state(self, path: Path) -> None:
+        """Write the cache to a file; a state that cannot be kept is no failure of the engine."""
+        memory = self._speaker.memory if self._speaker is not None else None
+        size, error = 0, "no model is loaded"
+        if memory is not None:
+            try:
+                size, error = memory.save(path, self._fingerprint), ""
+            except (UserError, OSError) as failure:
+                error = str(failure)
+        tokens = len(memory) if memory is not None and not error else 0
+        self._emit(StateSaved(time.monotonic(), 0, str(path), tokens, size, error))
+
+    def _load_state(self, path: Path) -> None:
+        memory = self._speaker.memory if self._speaker is not None else None
+        reason = memory.load(path, self._fingerprint) if memory is not None else "no model is loaded"
+        tokens = len(memory) if memory is not None and not reason else 0
+        self._emit(StateLoaded(time.monotonic(), 0, str(path), tokens, reason))
 
     def _emit(self, event: AnyEvent) -> None:
         line = memoryview(to_json(event).encode("ascii") + b"\n")

@@ -32,6 +32,7 @@ class Writer:
         self.answer_tokens = 0
         self.thought_seconds = 0.0
         self.answered = False  # some of the answer is out
+        self.answer = ""  # all of it that is out
         self._emit, self._number, self._clock = emit, number, clock
         self._splitter = Splitter(tags)
         self._why: ThinkEndReason = "closed"
@@ -53,9 +54,9 @@ class Writer:
         self._splitter = Splitter(self._splitter.tags, opened=True)
         self._take(self._splitter.feed(""), 0)
 
-    def take(self, text: str, tokens: int = 1) -> None:
-        """Take the text `tokens` tokens made, perhaps none yet."""
-        self._take(self._splitter.feed(text), tokens)
+    def take(self, text: str, tokens: int = 1, *, control: bool = False) -> None:
+        """Take the text `tokens` tokens made, perhaps none yet; `control` where it is a control token's."""
+        self._take(self._splitter.feed(text, control=control), tokens)
 
     def close_thought(self, message: str, tokens: int, why: ThinkEndReason) -> None:
         """End the thought that is under way: `message` and the closing tag were fed to the model as `tokens` tokens."""
@@ -110,6 +111,7 @@ class Writer:
             self._emit(ThinkDelta(self._told, self._number, text, self._this_thought))
         else:
             self.answered = True
+            self.answer += text
             self._emit(TextDelta(self._told, self._number, text))
 
     def _end_thought(self, why: ThinkEndReason) -> None:

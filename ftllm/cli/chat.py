@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from ftllm.chat.options import ChatOptions, LoadSettings, ReplyOptions, ThinkMode
-from ftllm.chat.session import ChatMessage
+from ftllm.chat.options import ChatOptions, LoadSettings, LoopMode, ReplyOptions, ThinkMode
+from ftllm.chat.session import Reply
 from ftllm.errors import UserError
 from ftllm.runs import DEFAULT_RUNS
 
@@ -32,6 +32,9 @@ def chat(
     think_budget: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Tokens it may think; then it is made to answer.")
     ] = None,
+    loops: Annotated[
+        LoopMode, typer.Option(help="When it goes in circles: say so, stop that, or do not look for it.")
+    ] = "warn",
     ctx: Annotated[
         int, typer.Option(min=0, metavar="N", help="Context length in tokens; 0 is the model's own, at most 8192.")
     ] = 0,
@@ -68,7 +71,9 @@ def chat(
     """
     options = ChatOptions(
         load=LoadSettings(n_ctx=ctx, gpu_layers=_layers(gpu_layers)),
-        reply=ReplyOptions(max_tokens=max_tokens, think=think, think_budget=think_budget, temperature=temp, seed=seed),
+        reply=ReplyOptions(
+            max_tokens=max_tokens, think=think, think_budget=think_budget, loops=loops, temperature=temp, seed=seed
+        ),
         system=_system(system),
         show_thoughts=show_thoughts and not quiet,
     )
@@ -119,13 +124,21 @@ def _answer(
     if not json_output:
         if verbose and message.stats:
             print(message.stats, file=sys.stderr)
-        _warn(message, options)
+        _warn(reply, options)
     return INTERRUPTED if message.stop_reason == "stopped" else 0
 
 
-def _warn(message: ChatMessage, options: ChatOptions) -> None:
+def _warn(reply: Reply, options: ChatOptions) -> None:
     """Say why a reply is not what was hoped for."""
-    if message.stop_reason == "context":
+    message = reply.message
+    if reply.loop is not None and options.reply.loops == "warn":
+        where = "the thought" if reply.loop.thought else "the answer"
+        print(
+            f"warning: {where} goes in circles of {reply.loop.period} tokens; --loops stop ends that", file=sys.stderr
+        )
+    if message.stop_reason == "loop":
+        print("warning: the answer went in circles and was stopped (--loops stop)", file=sys.stderr)
+    elif message.stop_reason == "context":
         print("warning: the context is full, the reply is cut; --ctx sets its length", file=sys.stderr)
     elif message.stop_reason == "length":
         print(f"warning: the reply is cut after {options.reply.max_tokens} tokens (--max-tokens)", file=sys.stderr)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from ftllm import thoughts
 from ftllm.evals.grading import is_right
-from ftllm.evals.loops import repeated_cycle
 from ftllm.evals.tasks import Prompt
+from ftllm.loops import repeated_cycle
 from ftllm.thoughts import Splitter, ThoughtTags
 
 

@@ -34,7 +34,8 @@ class Context:
     """Decodes tokens of up to `n_seq_max` sequences, each with a cache of its own.
 
     Not thread-safe, but `decode` releases Python's lock, and `abort` may be called from any thread.
-    Sliding-window layers keep their whole cache, so any tail may be removed and decoded again.
+    Unless made with `windowed`, sliding-window layers keep their whole cache, so any tail may be removed and decoded
+    again.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Context:
         n_seq_max: int = 1,
         n_outputs: int = 0,
         flash_attention: bool | None = None,
+        windowed: bool = False,
     ) -> None:
         """Make a context.
 
@@ -59,6 +61,8 @@ class Context:
                 (a 262k vocabulary takes 1 MiB a position).
             flash_attention: None lets llama.cpp choose. On a CPU it sums in 16 bits, which moves logits by about
                 half a percent of their spread; False is for comparing models.
+            windowed: sliding-window layers keep their window only, which takes less memory and less time. Ask
+                `can_remove` before removing a tail then: llama.cpp would go on with keys that are gone.
 
         Raises:
             WorkError: there is not enough memory for the cache.
@@ -80,7 +84,7 @@ class Context:
         params.n_outputs_max = self._n_outputs_max
         params.n_threads = self.n_threads
         params.n_threads_batch = self.n_threads
-        params.swa_full = True
+        params.swa_full = not windowed
         if flash_attention is not None:
             params.flash_attn_type = int(flash_attention)
         params.no_perf = True
@@ -89,7 +93,8 @@ class Context:
         if not handle:
             reason = lines[-1] if lines else "llama.cpp gave no reason"
             raise WorkError(f"{model.path}: no context of {wanted} tokens: {reason}", "ask for a shorter context")
-        self._api = api
+        self.api = api
+        self.window = int(api.llama_model_n_swa(model.handle)) if windowed else 0
         self._handle: int | None = handle
         self._memory = api.llama_get_memory(handle)
         self._check_callback: Any = None
@@ -102,7 +107,7 @@ class Context:
 
     def _make_batch(self) -> None:
         """Arrays of `n_batch` entries that `llama_batch` points at; numpy writes them, llama.cpp reads them."""
-        api, size = self._api, self.n_batch
+        api, size = self.api, self.n_batch
         self._tokens = np.zeros(size, np.int32)
         self._positions = np.zeros(size, np.int32)
         self._sequences = np.zeros(size, np.int32)
@@ -120,7 +125,7 @@ class Context:
     def close(self) -> None:
         """Free the cache. Views of logits are dangling from here on. Closing twice is fine."""
         if self._handle is not None:
-            self._api.llama_free(self._handle)
+            self.api.llama_free(self._handle)
             self._handle = None
             self._length = 0
 
@@ -209,7 +214,7 @@ class Context:
         self._sequences[:count] = sequences
         self._outputs[:count] = outputs
         self._batch.n_tokens = count
-        status = self._api.llama_decode(handle, self._batch)
+        status = self.api.llama_decode(handle, self._batch)
         if status:
             self._fail(status)
         self._length, self._n_outputs = count, n_outputs
@@ -234,7 +239,7 @@ class Context:
             IndexError: that entry has none.
         """
         self.check_output(index)
-        pointer = self._api.llama_get_logits_ith(self.handle, index)
+        pointer = self.api.llama_get_logits_ith(self.handle, index)
         if not pointer:
             raise IndexError(f"no logits at {index}")
         return _view(pointer, self.model.n_vocab)
@@ -243,7 +248,7 @@ class Context:
         """Logits [n_outputs, n_vocab] of all marked entries of the last batch, in its order; a view as in `logits`."""
         if not self._n_outputs:
             raise IndexError("the last batch has no logits")
-        pointer = self._api.llama_get_logits(self.handle)
+        pointer = self.api.llama_get_logits(self.handle)
         n_vocab = self.model.n_vocab
         return _view(pointer, self._n_outputs * n_vocab).reshape(self._n_outputs, n_vocab)
 
@@ -255,22 +260,38 @@ class Context:
 
     def length(self, sequence: int = 0) -> int:
         """Positions the cache holds of a sequence."""
-        return int(self._api.llama_memory_seq_pos_max(self._memory_handle(), sequence)) + 1
+        return int(self.api.llama_memory_seq_pos_max(self._memory_handle(), sequence)) + 1
 
     def remove(self, sequence: int, start: int, end: int = -1) -> bool:
         """Forget positions `start` to `end` (excluded; -1 is all that follow) of a sequence.
 
         False where the model's kind of memory cannot forget a part (recurrent models).
         """
-        return bool(self._api.llama_memory_seq_rm(self._memory_handle(), sequence, start, end))
+        return bool(self.api.llama_memory_seq_rm(self._memory_handle(), sequence, start, end))
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether some layers keep one state, not one a position: no tail can be removed, short of everything."""
+        model = self.model.handle
+        return bool(self.api.llama_model_is_recurrent(model) or self.api.llama_model_is_hybrid(model))
+
+    def can_remove(self, sequence: int, start: int) -> bool:
+        """Whether the positions that windows see from `start` on are all still there, so that a tail may be removed.
+
+        `remove` itself knows of recurrent states, not of windows.
+        """
+        if not self.window or start == 0:
+            return True
+        first = int(self.api.llama_memory_seq_pos_min(self._memory_handle(), sequence))
+        return 0 <= first <= max(0, start - self.window)
 
     def copy(self, source: int, target: int, end: int = -1) -> None:
         """Give sequence `target` what `source` holds up to `end`."""
-        self._api.llama_memory_seq_cp(self._memory_handle(), source, target, -1, end)
+        self.api.llama_memory_seq_cp(self._memory_handle(), source, target, -1, end)
 
     def clear(self) -> None:
         """Forget everything."""
-        self._api.llama_memory_clear(self._memory_handle(), True)
+        self.api.llama_memory_clear(self._memory_handle(), True)
 
     def _memory_handle(self) -> int:
         if self._handle is None:
@@ -282,7 +303,7 @@ class Context:
 
         What `check` raises, a KeyboardInterrupt too, stops the decoding and is raised from it.
         """
-        api = self._api
+        api = self.api
 
         def ask(_data: Any) -> bool:
             try:

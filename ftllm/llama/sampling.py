@@ -81,12 +81,19 @@ class Sampler:
         api = native.api()
         self.seed = random.SystemRandom().getrandbits(32) if sampling.seed is None else sampling.seed & 0xFFFFFFFF
         self._model = model
-        self._sampling = sampling
         self._recent: deque[int] = deque(maxlen=PENALTY_WINDOW)
+        self._api = api
+        self._chain: int | None = None
+        self.change(sampling)
+
+    def change(self, sampling: Sampling) -> None:
+        """Go on in another way; recent tokens stay remembered, and `sampling.seed` is left aside."""
+        api = self._api
+        self.close()
+        self.sampling = sampling
         params = api.llama_sampler_chain_default_params()
         params.no_perf = True
-        self._api = api
-        self._chain: int | None = api.llama_sampler_chain_init(params)
+        self._chain = api.llama_sampler_chain_init(params)
         if not sampling.greedy:
             api.llama_sampler_chain_add(self._chain, api.llama_sampler_init_temp(sampling.temperature))
             api.llama_sampler_chain_add(self._chain, api.llama_sampler_init_dist(self.seed))
@@ -106,7 +113,7 @@ class Sampler:
 
     def choose(self, logits: NDArray[np.float32]) -> int:
         """Choose a token from logits [n_vocab], remembering nothing but the state of the draw."""
-        sampling = self._sampling
+        sampling = self.sampling
         if sampling.repeat_penalty != 1.0:
             logits = self._penalized(logits)
         best = int(logits.argmax())  # a NaN counts as largest
@@ -128,7 +135,7 @@ class Sampler:
     def _penalized(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """A copy with recent tokens made less likely, as `llama_sampler_penalties_apply`."""
         tokens = list(set(self._recent))
-        penalty = np.float32(self._sampling.repeat_penalty)
+        penalty = np.float32(self.sampling.repeat_penalty)
         changed = logits.copy()
         values = changed[tokens]
         changed[tokens] = np.where(values <= 0, values * penalty, values / penalty)

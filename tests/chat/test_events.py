@@ -8,7 +8,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ftllm.chat.events import KINDS, AnyEvent, Failed, TextDelta, from_json, to_json
+from ftllm.chat.events import (
+    COMMANDS,
+    KINDS,
+    AnyCommand,
+    AnyEvent,
+    Failed,
+    Generate,
+    Load,
+    TextDelta,
+    command_from_json,
+    command_to_json,
+    from_json,
+    to_json,
+)
+from ftllm.chat.options import LoadSettings, ReplyOptions
 
 numbers = st.floats(allow_nan=False)
 
@@ -42,3 +56,28 @@ def test_a_line_is_readable() -> None:
 def test_anything_else_is_refused(line: str) -> None:
     with pytest.raises(ValueError, match="not an event"):
         from_json(line)
+
+
+messages = st.lists(st.fixed_dictionaries({"role": st.text(), "content": st.text()}), max_size=3).map(tuple)
+commands = st.one_of(
+    [
+        st.builds(Load, settings=st.builds(LoadSettings)),
+        st.builds(Generate, messages=messages, options=st.builds(ReplyOptions, temperature=st.none() | st.just(0.5))),
+        *(st.builds(kind) for name, kind in COMMANDS.items() if name not in ("load", "generate", "set_sampling")),
+    ]
+)
+
+
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+@given(commands)
+def test_commands_survive_the_pipe(command: AnyCommand) -> None:
+    line = command_to_json(command)
+    assert "\n" not in line
+    assert line.isascii()
+    assert command_from_json(line) == command
+
+
+@pytest.mark.parametrize("line", ["", "[]", "{}", '{"command": "what"}', '{"command": "stop"}', '{"command": 3}'])
+def test_what_is_no_command_is_refused(line: str) -> None:
+    with pytest.raises(ValueError, match="not a command"):
+        command_from_json(line)

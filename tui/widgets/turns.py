@@ -24,6 +24,7 @@ THOUGHT_NOTES = {
     "stopped": "stopped",
     "budget": "budget used up",
     "answer_now": "asked to answer",
+    "loop": "went in circles",
 }
 
 REPLY_NOTES = {
@@ -31,6 +32,7 @@ REPLY_NOTES = {
     "length": "Cut off: the reply has reached its token limit.",
     "context": "Cut off: the context is full.",
     "stopped": "Stopped.",
+    "loop": "Stopped: the answer went in circles.",
 }
 
 
