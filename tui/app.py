@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import ClassVar
 
 from textual.app import App
 from textual.binding import Binding, BindingType
 
-from ftllm.chat.engine import Engine
 from ftllm.chat.options import ChatOptions
+from ftllm.chat.remote import Target
+from ftllm.chat.voice import Voice
 from tui.inbox import Inbox
 from tui.screens.chat import ChatScreen
 from tui.talker import Talker
@@ -23,7 +23,7 @@ class ChatApp(App[None]):
     Args:
         talker: the engine, already told to load the model.
         inbox: where the engine leaves its events.
-        model: the model's file.
+        model: the model.
         options: how it was loaded and how replies are made.
         clock: seconds, for what is timed on the screen.
     """
@@ -39,7 +39,7 @@ class ChatApp(App[None]):
         self,
         talker: Talker,
         inbox: Inbox,
-        model: Path,
+        model: Target,
         options: ChatOptions,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -59,7 +59,7 @@ class ChatApp(App[None]):
         self.theme = "textual-light" if self.current_theme.dark else "textual-dark"
 
 
-def run_chat(model_path: Path, options: ChatOptions) -> int:
+def run_chat(model: Target, options: ChatOptions) -> int:
     """Talk to a model until the person leaves.
 
     The composer is there at once; the model loads behind it.
@@ -68,8 +68,8 @@ def run_chat(model_path: Path, options: ChatOptions) -> int:
         the program's exit code.
     """
     inbox = Inbox()
-    with Engine(inbox.put) as engine:
-        engine.load(model_path, options.load)
-        app = ChatApp(engine, inbox, model_path, options)
+    with Voice(inbox.put) as voice:
+        voice.load(model, options.load)
+        app = ChatApp(voice, inbox, model, options)
         app.run()
     return app.return_code or 0

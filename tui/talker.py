@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Protocol
 
 from ftllm.chat.options import LoadSettings, ReplyOptions
+from ftllm.chat.remote import Target
 
 
 class Talker(Protocol):
-    """`ftllm.chat.engine.Engine`, or a recording of it. Each method returns at once; events tell what came of it."""
+    """`ftllm.chat.voice.Voice`, or a recording of it. Each method returns at once; events tell what came of it."""
 
-    def load(self, path: Path, settings: LoadSettings | None = None) -> None:
+    def load(self, target: Target, /, settings: LoadSettings | None = None) -> None:
         """Load a model."""
 
     def generate(self, messages: Sequence[Mapping[str, str]], options: ReplyOptions | None = None) -> int:

@@ -7,59 +7,107 @@ import queue
 import signal
 import threading
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-from ftllm.chat.engine import Engine
+from ftllm.chat import store as chats
 from ftllm.chat.events import AnyEvent, Done, Failed, Loaded
 from ftllm.chat.options import ChatOptions
+from ftllm.chat.remote import Remote, Target
 from ftllm.chat.session import Reply, Session
+from ftllm.chat.store import Store
+from ftllm.chat.voice import Voice, author_of
 from ftllm.errors import UserError, WorkError
 
 
+class Kept:
+    """A session that a question goes on with, or begins.
+
+    Args:
+        store: where it is kept.
+        name: its title, number or uid; another name begins a session of that title.
+    """
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.store, self.name = store, name
+        self.info = chats.find_session(store, name)
+        self.nodes = chats.shown(store, self.info.id) if self.info else []
+
+    def begin(self, prompt: str, options: ChatOptions, author: chats.Author) -> chats.Recorder:
+        """Add the question; the recorder of its reply."""
+        with self.store.writing():
+            info = self.info or chats.create_session(self.store, title=self.name)
+            chats.set_system(self.store, info.id, options.system)
+            chats.change_session(self.store, info.id, model=author.model, options=author.options)
+            asked = chats.add_user(self.store, info.id, prompt, after=chats.last_of(self.nodes))
+            return chats.begin_reply(self.store, info.id, after=asked.id, author=author)
+
+
 class Asker:
-    """An engine and its events, for callers that wait. Use it as a context manager; it starts the engine at once."""
+    """Someone to talk to, and their events, for callers that wait. Use it as a context manager."""
 
     def __init__(self) -> None:
         self._events: queue.SimpleQueue[AnyEvent] = queue.SimpleQueue()
-        self._engine = Engine(self._events.put)
+        self._voice = Voice(self._events.put)
 
     def __enter__(self) -> Asker:
-        self._engine.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._engine.close()
+        self._voice.close()
+
+    def start(self) -> None:
+        """Start the local engine's process, while the caller looks for a model to load."""
+        self._voice.start()
 
     def ask(
-        self, path: Path, prompt: str, options: ChatOptions, on_event: Callable[[AnyEvent], None] = lambda _: None
+        self,
+        target: Target,
+        prompt: str,
+        options: ChatOptions,
+        on_event: Callable[[AnyEvent], None] = lambda _: None,
+        kept: Kept | None = None,
     ) -> Reply:
-        """Load a GGUF and ask it one thing; `on_event` sees every event as it comes.
+        """Load a model and ask it one thing; `on_event` sees every event as it comes.
 
         Ctrl-C while the reply is under way ends it; what came so far is returned, stopped. A reply that failed after
         it had begun is returned too, its `end` a `Failed`.
+
+        Args:
+            kept: the session to go on with; a question to which no reply was begun is not kept.
 
         Raises:
             UserError: the model cannot be loaded, or nothing of the reply could be made.
             KeyboardInterrupt: Ctrl-C before the model was loaded, or a second time.
         """
-        self._engine.load(path, options.load)
-        session = Session(options.system)
+        self._voice.load(target, options.load)
+        session = Session(options.system, [node.message for node in kept.nodes] if kept else [])
         session.ask(prompt)
-        number = self._engine.generate(session.context(), options.reply)
+        number = self._voice.generate(session.context(), options.reply)
+        author = author_of(target, options.reply)
         reply = Reply()
-        with _Interrupt(self._engine.stop) as interrupt:
-            while True:
-                event = self._events.get()
-                if isinstance(event, Loaded):
-                    interrupt.arm()
-                on_event(event)
-                if event.reply == number:
-                    reply.feed(event)
-                if isinstance(event, Failed) and (event.reply == 0 or not (reply.answer or reply.thoughts)):
-                    raise error_of(event)
-                if isinstance(event, Done | Failed):
-                    return reply
+        recorder: chats.Recorder | None = None
+        with _Interrupt(self._voice.stop) as interrupt:
+            try:
+                while True:
+                    event = self._events.get()
+                    if isinstance(event, Loaded):
+                        interrupt.arm()
+                        if isinstance(target, Remote):
+                            author = replace(author, model=event.path)  # the endpoint's only model has a name now
+                    if kept and recorder is None and event.reply == number and not isinstance(event, Failed):
+                        recorder = kept.begin(prompt, options, author)
+                        reply = recorder.reply
+                    on_event(event)
+                    if event.reply == number:
+                        (recorder or reply).feed(event)
+                    if isinstance(event, Failed) and (event.reply == 0 or not (reply.answer or reply.thoughts)):
+                        raise error_of(event)
+                    if isinstance(event, Done | Failed):
+                        return reply
+            finally:
+                if recorder is not None and reply.end is None:
+                    recorder.finish()
 
 
 class _Interrupt:
@@ -98,7 +146,7 @@ def error_of(failed: Failed) -> UserError:
     return WorkError(failed.message + last, failed.hint)
 
 
-def as_json(reply: Reply, model: Path) -> str:
+def as_json(reply: Reply, model: Target) -> str:
     """The object `ftllm chat --json` prints, on one line. Seconds are rounded to milliseconds."""
     message, stats = reply.message, reply.stats
     value: dict[str, Any] = {
@@ -107,7 +155,7 @@ def as_json(reply: Reply, model: Path) -> str:
         "thought_seconds": round(message.thought_seconds, 3),
         "thought_tokens": message.thought_tokens,
         "answer_tokens": message.answer_tokens,
-        "prompt_tokens": stats.prompt_tokens if stats else None,
+        "prompt_tokens": (stats.prompt_tokens or None) if stats else None,  # some endpoints do not tell
         "tokens_per_second": _rounded(stats.tokens_per_second if stats else None, 2),
         "time_to_first_token": _rounded(stats.time_to_first_token if stats else None, 3),
         "stop_reason": message.stop_reason,

@@ -65,3 +65,4 @@ class ChatOptions:
     reply: ReplyOptions = field(default_factory=ReplyOptions)
     system: str | None = None
     show_thoughts: bool = True
+    session: str | None = None  # title, number or uid of the session to go on with, or the title of a new one

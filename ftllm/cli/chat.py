@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import ExitStack
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,13 +16,22 @@ from ftllm.chat.session import Reply
 from ftllm.errors import UserError
 from ftllm.runs import DEFAULT_RUNS
 
+if TYPE_CHECKING:
+    from ftllm.chat.ask import Kept
+    from ftllm.chat.remote import Target
+    from ftllm.chat.store import SessionInfo
+
 INTERRUPTED = 130
 
 
 def chat(
+    context: typer.Context,
     model: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL.gguf|RUN", help="A GGUF, a run, or a directory of GGUFs; else the latest run's."),
+        typer.Argument(
+            metavar="MODEL.gguf|RUN|http(s)://ENDPOINT",
+            help="A GGUF, a run, a directory of GGUFs, or an OpenAI-compatible endpoint; else the latest run's.",
+        ),
     ] = None,
     prompt: Annotated[
         str | None, typer.Option("-p", "--prompt", help="Ask this, print the answer and exit; - reads standard input.")
@@ -48,6 +59,16 @@ def chat(
     max_tokens: Annotated[
         int, typer.Option(min=1, metavar="N", help="Tokens generated at most, thoughts included.")
     ] = 8192,
+    name: Annotated[
+        str, typer.Option("--model", metavar="NAME", help="Which of an endpoint's models; the only one by default.")
+    ] = "",
+    session: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Go on with this session, or begin it. It brings its model, system prompt and settings.",
+        ),
+    ] = None,
     show_thoughts: Annotated[bool, typer.Option("--show-thoughts/--no-show-thoughts", help="Show thoughts.")] = True,
     runs: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are.")] = DEFAULT_RUNS,
     json_output: Annotated[
@@ -68,6 +89,8 @@ def chat(
       ftllm chat model.gguf -p "What is 345 + 678?"
       git diff | ftllm chat --system "Review this." --no-show-thoughts > review.md
       ftllm chat -p "Why?" --json --temp 0 | jq -r .thought
+      ftllm chat --session notes -p "And now in French."
+      ftllm chat http://gpu-box:8000/v1 --model Qwen3-32B
     """
     options = ChatOptions(
         load=LoadSettings(n_ctx=ctx, gpu_layers=_layers(gpu_layers)),
@@ -76,53 +99,110 @@ def chat(
         ),
         system=_system(system),
         show_thoughts=show_thoughts and not quiet,
+        session=session,
     )
-    if prompt is None and sys.stdin.isatty():
-        if json_output or not sys.stdout.isatty():
-            raise UserError("there is no prompt, and no terminal to ask for one", "give it with -p, or pipe it in")
-        raise typer.Exit(_screen(model, runs, options))
-    raise typer.Exit(_answer(model, runs, prompt, options, json_output, quiet, verbose))
+    asked = prompt is not None or not sys.stdin.isatty()
+    if not asked and (json_output or not sys.stdout.isatty()):
+        raise UserError("there is no prompt, and no terminal to ask for one", "give it with -p, or pipe it in")
+    output = _Output(json=json_output, quiet=quiet, verbose=verbose)
+    with ExitStack() as stack:
+        kept = None
+        if session is not None:
+            from ftllm.chat.ask import Kept
+            from ftllm.chat.store import open_store
+
+            store = stack.enter_context(open_store())
+            if store.recovered:
+                print(f"warning: {store.recovered}", file=sys.stderr)
+            kept = Kept(store, session)
+            if kept.info is not None:
+                options = _as_before(kept.info, options, _given(context))
+                model = model or kept.info.model or None
+        if asked:
+            raise typer.Exit(_answer(model, name, runs, prompt, options, output, kept))
+    raise typer.Exit(open_screen(model, options, name, runs))
 
 
-def _screen(model: str | None, runs: Path, options: ChatOptions) -> int:
+@dataclass(frozen=True)
+class _Output:
+    """How an answer is printed."""
+
+    json: bool
+    quiet: bool
+    verbose: bool
+
+
+def _given(context: typer.Context) -> set[str]:
+    """The parameters that stood on the command line."""
+    return {
+        name
+        for name in context.params
+        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
+    }
+
+
+def _as_before(info: SessionInfo, options: ChatOptions, given: set[str]) -> ChatOptions:
+    """A session's own settings, but for what is given now."""
+    names = {field.name: field.name for field in fields(ReplyOptions)} | {"temperature": "temp"}
+    changes = {field: getattr(options.reply, field) for field, name in names.items() if name in given}
+    system = options.system if "system" in given else info.system
+    return replace(options, reply=replace(info.options, **changes), system=system)
+
+
+def _target(model: str | None, name: str, runs: Path) -> tuple[Target, str]:
+    """What to talk to, and in words where it came from."""
+    from ftllm.chat.remote import is_address, parse_remote
+
+    if model is not None and is_address(model):
+        return parse_remote(model, name), ""
+    if name:
+        raise UserError("--model names one of an endpoint's models", "give the endpoint's address, http://host:8000/v1")
     from ftllm.catalogue import choose
 
     choice = choose(model, runs)
+    return choice.path, choice.origin
+
+
+def open_screen(model: str | None, options: ChatOptions, name: str = "", runs: Path = DEFAULT_RUNS) -> int:
+    """Talk on the screen until the person leaves; the exit code."""
+    target, _ = _target(model, name, runs)
     from tui.app import run_chat
 
-    return run_chat(choice.path, options)
+    return run_chat(target, options)
 
 
 def _answer(
     model: str | None,
+    name: str,
     runs: Path,
     prompt: str | None,
     options: ChatOptions,
-    json_output: bool,
-    quiet: bool,
-    verbose: bool,
+    output: _Output,
+    kept: Kept | None,
 ) -> int:
-    from ftllm.catalogue import choose
     from ftllm.chat.ask import Asker, as_json, error_of
     from ftllm.chat.events import Failed
+    from ftllm.chat.remote import is_address
     from ftllm.chat.terminal import Printer
 
     with Asker() as asker:
-        choice = choose(model, runs)
+        if model is None or not is_address(model):
+            asker.start()
+        target, origin = _target(model, name, runs)
         text = _prompt(prompt)
-        if json_output:
-            reply = asker.ask(choice.path, text, options)
-            print(as_json(reply, choice.path))
+        if output.json:
+            reply = asker.ask(target, text, options, kept=kept)
+            print(as_json(reply, target))
         else:
-            if choice.origin and not quiet:
-                print(f"{choice.origin}: {choice.path}", file=sys.stderr)
+            if origin and not output.quiet:
+                print(f"{origin}: {target}", file=sys.stderr)
             printer = Printer(sys.stdout, sys.stderr, thoughts=options.show_thoughts, environment=os.environ)
-            reply = asker.ask(choice.path, text, options, printer)
+            reply = asker.ask(target, text, options, printer, kept)
     if isinstance(reply.end, Failed):
         raise error_of(reply.end)
     message = reply.message
-    if not json_output:
-        if verbose and message.stats:
+    if not output.json:
+        if output.verbose and message.stats:
             print(message.stats, file=sys.stderr)
         _warn(reply, options)
     return INTERRUPTED if message.stop_reason == "stopped" else 0

@@ -84,9 +84,10 @@ def demo_verb(
         return
     show(results, trained, steps.seconds)
     if chat and sys.stdin.isatty() and sys.stdout.isatty():
-        from ftllm.cli.chat import chat as open_chat
+        from ftllm.chat.options import ChatOptions
+        from ftllm.cli.chat import open_screen
 
-        open_chat(str(tuned))
+        open_screen(str(tuned), ChatOptions())
     else:
         print_replies(examples(results))
         print(f"\nTalk to it: ftllm chat {trained.run.name if runs == DEFAULT_RUNS else tuned}")

@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import ClassVar
 
 from textual import events, on
@@ -19,6 +18,7 @@ from textual.widgets import Footer, Static
 
 from ftllm.chat.events import AnyEvent, Done, Failed, Loaded
 from ftllm.chat.options import ChatOptions
+from ftllm.chat.remote import Target
 from ftllm.chat.session import Reply, Session
 from ftllm.errors import UserError
 from tui.inbox import Inbox
@@ -50,7 +50,7 @@ class ChatScreen(Screen[None]):
     Args:
         talker: the engine, already told to load the model.
         inbox: where the engine leaves its events.
-        model: the model's file.
+        model: the model.
         options: how it was loaded and how replies are made.
         clock: seconds, for what is timed on the screen.
     """
@@ -72,7 +72,7 @@ class ChatScreen(Screen[None]):
         self,
         talker: Talker,
         inbox: Inbox,
-        model: Path,
+        model: Target,
         options: ChatOptions,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

@@ -1,0 +1,149 @@
+"""`ftllm chat --session` as a person runs it: going on, being killed, and a database that is damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ftllm.chat import store as chats
+from ftllm.chat.store import Node
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+FILE = Path("ftllm") / "chats.db"
+
+Chat = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's data directory."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def chat(*arguments: str | Path, given: str = "", cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ftllm", "chat", *map(str, arguments)],
+        input=given,
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def shown(home: Path, session: int = 1) -> list[Node]:
+    with chats.open_store(home / FILE) as store:
+        return chats.shown(store, session)
+
+
+def test_a_session_goes_on_with_its_model_system_prompt_and_settings(
+    scripted: Path, home: Path, tmp_path: Path
+) -> None:
+    begun = chat(os.path.relpath(scripted, tmp_path), "-p", "T", "--session", "sums", "--system", "Add.", cwd=tmp_path)
+    assert (begun.returncode, begun.stdout) == (0, "It is 42.\n")
+    done = json.loads(chat("--session", "SUMS", "--json", "--max-tokens", "2", given="Q").stdout)
+    assert done["answer"] == "xy"
+    turns = ["system:Add.", "user:T", "assistant:It is 42.", "user:Q"]
+    letters = sum(map(len, turns)) - 1  # a token each, but for "It"
+    assert done["prompt_tokens"] == len(["<bos>"]) + letters + len(["<end_of_turn>"] * 4) + len("Q")
+    assert chat("--session", "1", "-p", "L").stdout == "la li\n"  # --max-tokens 2 stays with the session
+    nodes = shown(home)
+    assert [node.message.content for node in nodes] == ["T", "It is 42.", "Q", "xy", "L", "la li"]
+    assert [node.message.stop_reason for node in nodes[1::2]] == ["stop", "length", "length"]
+    assert {node.author.model for node in nodes[1::2]} == {str(scripted.resolve())}
+    assert nodes[1].message.thought == "Let me see."
+    assert len({node.author.model_hash for node in nodes[1::2]}) == 1
+    assert chat("-p", "T", scripted).returncode == 0
+    assert len(shown(home)) == 6  # what is asked without --session is not kept
+    with chats.open_store(home / FILE) as store:
+        assert [info.title for info in chats.list_sessions(store)] == ["sums"]
+
+
+def test_a_question_that_could_not_be_asked_is_not_kept(scripted: Path, home: Path) -> None:
+    assert chat("nowhere.gguf", "-p", "T", "--session", "s").returncode == 2
+    done = chat(scripted, "-p", "T" * 300, "--ctx", "256", "--session", "s")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "tokens long" in done.stderr
+    with chats.open_store(home / FILE) as store:
+        assert chats.list_sessions(store) == []
+
+
+def test_killed_in_the_middle_of_a_reply_what_was_said_is_there(scripted: Path, home: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ftllm", "chat", str(scripted), "-p", "L", "--session", "s", "--max-tokens", "1000000"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout is not None
+    printed = b""
+    while len(printed) < 1500:
+        printed += os.read(process.stdout.fileno(), 1 << 16)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    reply = shown(home)[-1].message
+    assert reply.stop_reason == "interrupted"
+    assert ("la li" * 100_000).startswith(reply.content)
+    assert chat("--session", "s", "-p", "T", "--max-tokens", "20").stdout == "It is 42.\n"
+
+
+def test_interrupted_it_is_kept_as_stopped(scripted: Path, home: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ftllm", "chat", str(scripted), "-p", "L", "--session", "s", "--max-tokens", "1000000"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout is not None
+    first = os.read(process.stdout.fileno(), 5)
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=300)
+    assert process.returncode == 130
+    reply = shown(home)[-1].message
+    assert (reply.content, reply.stop_reason) == ((first + rest).decode().strip(), "stopped")
+
+
+def test_a_damaged_database_is_told_and_the_question_answered(scripted: Path, home: Path) -> None:
+    assert chat(scripted, "-p", "T", "--session", "s").returncode == 0
+    path = home / FILE
+    with path.open("r+b") as file:
+        file.write(b"\0" * 4096)
+    done = chat("--session", "s", "-p", "P")
+    assert (done.returncode, done.stdout) == (0, "Hi 🙂!\n")
+    aside = next(path.parent.glob("chats.damaged-*.db"))
+    assert str(aside) in done.stderr
+    assert "1 sessions, 2 messages" in done.stderr
+    assert [node.message.content for node in shown(home)] == ["T", "It is 42.", "P", "Hi 🙂!"]
+
+
+def test_a_data_directory_that_cannot_be_is_one_line(scripted: Path, home: Path) -> None:
+    home.write_text("a file")
+    done = chat(scripted, "-p", "T", "--session", "s")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: cannot write")
+    assert len(done.stderr.splitlines()) == 2
+
+
+def test_a_model_name_without_an_endpoint(scripted: Path) -> None:
+    done = chat(scripted, "-p", "T", "--model", "gemma")
+    assert done.returncode == 2
+    assert "--model names one of an endpoint's models" in done.stderr
+
+
+def test_an_endpoint_that_is_not_there_is_one_line_and_exit_1() -> None:
+    done = chat("http://127.0.0.1:9/v1", "-p", "T", "--model", "x")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: 127.0.0.1:9 cannot be reached")
+    assert len(done.stderr.splitlines()) == 2
