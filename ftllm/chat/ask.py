@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ftllm.chat import store as chats
@@ -16,7 +17,7 @@ from ftllm.chat.options import ChatOptions
 from ftllm.chat.remote import Remote, Target
 from ftllm.chat.session import Reply, Session
 from ftllm.chat.store import Store
-from ftllm.chat.voice import Voice, author_of
+from ftllm.chat.voice import Voice
 from ftllm.errors import UserError, WorkError
 
 
@@ -84,7 +85,7 @@ class Asker:
         session = Session(options.system, [node.message for node in kept.nodes] if kept else [])
         session.ask(prompt)
         number = self._voice.generate(session.context(), options.reply)
-        author = author_of(target, options.reply)
+        author = chats.Author(str(target.resolve() if isinstance(target, Path) else target), "", options.reply)
         reply = Reply()
         recorder: chats.Recorder | None = None
         with _Interrupt(self._voice.stop) as interrupt:
@@ -93,6 +94,7 @@ class Asker:
                     event = self._events.get()
                     if isinstance(event, Loaded):
                         interrupt.arm()
+                        author = replace(author, model_hash=event.fingerprint)
                         if isinstance(target, Remote):
                             author = replace(author, model=event.path)  # the endpoint's only model has a name now
                     if kept and recorder is None and event.reply == number and not isinstance(event, Failed):

@@ -10,9 +10,7 @@ from ftllm.chat.engine import Engine
 from ftllm.chat.events import AnyEvent
 from ftllm.chat.options import LoadSettings, ReplyOptions
 from ftllm.chat.remote import Remote, Target
-from ftllm.chat.store import Author
 from ftllm.errors import WorkError
-from ftllm.llama.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from ftllm.chat.endpoint import Endpoint
@@ -68,6 +66,21 @@ class Voice:
         if self._engine is not None and self.can_answer_now:
             self._engine.answer_now()
 
+    def set_sampling(self, **changes: float | None) -> None:
+        """Sample the rest of the reply in another way, as `Engine.set_sampling`; an endpoint's goes on as it began."""
+        if self._engine is not None and self._current is self._engine:
+            self._engine.set_sampling(**changes)  # type: ignore[arg-type]
+
+    def save_state(self, path: Path) -> None:
+        """As `Engine.save_state`; nothing with an endpoint."""
+        if self._engine is not None and self._current is self._engine:
+            self._engine.save_state(path)
+
+    def load_state(self, path: Path) -> None:
+        """As `Engine.load_state`; nothing with an endpoint."""
+        if self._engine is not None and self._current is self._engine:
+            self._engine.load_state(path)
+
     def close(self, timeout: float = 2.0) -> None:
         """End the process, hang up. No events after this."""
         for one in (self._engine, self._endpoint):
@@ -91,13 +104,3 @@ class Voice:
 
             self._endpoint = Endpoint(self._on_event)
         return self._endpoint
-
-
-def author_of(target: Target, options: ReplyOptions | None = None) -> Author:
-    """Who a reply is by, for the store."""
-    try:
-        model_hash = fingerprint(target) if isinstance(target, Path) else ""
-    except OSError:  # gone since it was loaded
-        model_hash = ""
-    model = str(target.resolve() if isinstance(target, Path) else target)
-    return Author(model, model_hash, options)
