@@ -19,6 +19,7 @@ from ftllm import __version__
 from ftllm.chat import wire
 from ftllm.chat.events import AnyEvent, Done, DoneReason, Failed, Loaded, Stats
 from ftllm.chat.options import LoadSettings, ReplyOptions
+from ftllm.chat.prompt import is_begun
 from ftllm.chat.refusals import BusyError, check, lost
 from ftllm.chat.remote import Remote, api_key
 from ftllm.chat.writer import Writer
@@ -113,6 +114,8 @@ class Endpoint:
                 Writer(self._emit, number, ThoughtTags()),
                 time.monotonic(),
             )
+            if is_begun(course.messages):
+                course.writer.resume()
             self._pending[number] = course
         self._later(lambda: self._reply(course))
         return number

@@ -27,11 +27,13 @@ class Prompt:
         ids: token ids, one BOS included.
         tags: the model's thought tags.
         opened: the prompt ends inside a thought.
+        resumed: it ends inside a reply that is to be continued.
     """
 
     ids: tuple[int, ...]
     tags: ThoughtTags
     opened: bool
+    resumed: bool = False
 
 
 def build_prompt(messages: Messages, vocabulary: Vocabulary, think: ThinkMode = "auto") -> Prompt:
@@ -40,6 +42,9 @@ def build_prompt(messages: Messages, vocabulary: Vocabulary, think: ThinkMode = 
     `on` and `off` set the template's own switch where flipping it changes the prompt; else they write the beginning of
     the reply: the opening tag, or an empty closed thought (as Qwen3's template does).
 
+    A last message of the assistant's own is the beginning of its reply, to be continued; `reasoning_content` is its
+    thought, which goes on where there is no content yet.
+
     Raises:
         UserError: the model has no chat template, or the template refuses the messages.
     """
@@ -47,6 +52,7 @@ def build_prompt(messages: Messages, vocabulary: Vocabulary, think: ThinkMode = 
     if template is None:
         raise UserError("the model has no chat template, so it cannot chat", "use an instruction-tuned model's GGUF")
     tags = tags_of(template)
+    *messages, begun = messages if is_begun(messages) else (*messages, {})
     variables: Mapping[str, Any] = {}
     suffix = ""
     text = _text(messages, vocabulary, template)
@@ -58,12 +64,34 @@ def build_prompt(messages: Messages, vocabulary: Vocabulary, think: ThinkMode = 
             suffix = tags.open if think == "on" else tags.empty
     if opens_thought(text, tags):  # the template opened it already
         suffix = suffix.removeprefix(tags.open if text.endswith(tags.open) else tags.open.rstrip())
+    opened = opens_thought(text + suffix, tags)
+    if begun:
+        suffix += _begun_text(begun, tags, opened=opened, thinks=think != "off")
+        opened = not begun["content"]
     ids = prompt_ids(messages, vocabulary, **variables)
     if suffix:
         # As it follows the prompt: some tokenizers put a space before a text of its own.
         before, both = vocabulary.encode(text), vocabulary.encode(text + suffix)
         ids = [*ids, *(both[len(before) :] if both[: len(before)] == before else vocabulary.encode(suffix))]
-    return Prompt(tuple(ids), tags, opens_thought(text + suffix, tags))
+    return Prompt(tuple(ids), tags, opened, bool(begun))
+
+
+def is_begun(messages: Messages) -> bool:
+    """Whether the last of the messages is a reply to be continued."""
+    last = messages[-1] if messages else {}
+    return last.get("role") == "assistant" and bool(last.get("content") or last.get("reasoning_content"))
+
+
+def _begun_text(begun: Mapping[str, str], tags: ThoughtTags, *, opened: bool, thinks: bool) -> str:
+    """The beginning of a reply, as the model writes it after a prompt that has `opened` a thought or not."""
+    thought, content = begun.get("reasoning_content", ""), begun["content"]
+    opening = "" if opened else tags.open
+    if not content:
+        return opening + thought
+    blank = "" if tags.answer else "\n\n"
+    if opened or (thought and thinks):
+        return f"{opening}{thought}{blank[:1]}{tags.close}{blank}{tags.answer}{content}"
+    return content
 
 
 def _text(messages: Messages, vocabulary: Vocabulary, template: str, **variables: Any) -> str:
@@ -82,6 +110,7 @@ def kept_length(prompt: Prompt, messages: Messages, vocabulary: Vocabulary, thin
 
     Less than all, where the template opens the thought, which is not there any more once it is answered.
     """
+    messages = messages[:-1] if is_begun(messages) else messages
     answer = {"role": "assistant", "content": "A"}
     return common_prefix(prompt.ids, next_ids([*messages, answer], vocabulary, think))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -143,6 +143,13 @@ def context_of(system: str | None, messages: Iterable[ChatMessage]) -> list[Mapp
         else:
             seen.append(message)
     return [{"role": message.role, "content": message.content} for message in seen]
+
+
+def continuation_of(system: str | None, messages: Sequence[ChatMessage]) -> list[Mapping[str, str]]:
+    """What the model sees to go on with the last message, which is its own: that one has its thought with it."""
+    last = messages[-1]
+    begun = {"role": "assistant", "content": last.content, "reasoning_content": last.thought}
+    return [*context_of(system, messages[:-1]), begun]
 
 
 def thought_title(seconds: float) -> str:

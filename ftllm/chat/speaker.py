@@ -104,6 +104,8 @@ class Speaker:
     def reply(self, number: int, messages: Messages, options: ReplyOptions, control: Control) -> None:
         """Make the assistant's next turn, telling all of it in events, `Done` last.
 
+        Where the last message is the assistant's, that turn goes on; only what is new is told.
+
         Raises:
             UserError: the template refuses the messages, or they do not fit in the context.
             WorkError: llama.cpp failed.
@@ -122,8 +124,11 @@ class Speaker:
             self.memory.forget()
             raise
         if writer.answer.strip():
-            answer = {"role": "assistant", "content": writer.answer.strip()}
-            self._said = _Said([*course.messages, answer], options.think)
+            told, before = course.messages, ""
+            if prompt.resumed:
+                told, before = told[:-1], told[-1]["content"]
+            answer = {"role": "assistant", "content": (before + writer.answer).strip()}
+            self._said = _Said([*told, answer], options.think)
         now = self._clock()
         self._emit(
             Stats(
@@ -206,6 +211,8 @@ class Speaker:
         reason: DoneReason = "length"
         if course.prompt.opened:
             writer.open_thought()
+        if course.prompt.resumed:
+            writer.resume()
         with closing(Sampler(model, sampling_of(model, options))) as sampler:
             for _ in range(options.max_tokens):
                 if course.control.stop:

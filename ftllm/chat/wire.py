@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ftllm.chat.options import ReplyOptions
+from ftllm.chat.prompt import is_begun
 from ftllm.errors import WorkError
 
 MAX_EVENT = 16 << 20  # bytes of one event; more is no chat
@@ -54,6 +55,8 @@ def request_body(model: str, messages: Sequence[Mapping[str, Any]], options: Rep
     }
     if model:
         body["model"] = model
+    if is_begun(messages):  # llama-server goes on by itself, vLLM where it is asked to
+        body |= {"continue_final_message": True, "add_generation_prompt": False}
     if options.think != "auto":
         body["chat_template_kwargs"] = {"enable_thinking": options.think == "on"}
     return body

@@ -54,6 +54,10 @@ class Writer:
         self._splitter = Splitter(self._splitter.tags, opened=True)
         self._take(self._splitter.feed(""), 0)
 
+    def resume(self) -> None:
+        """Go on with a reply, or the thought of one, that has begun: its first white space is a part of it."""
+        self._begun, self.answered = True, self._kind == "text"
+
     def take(self, text: str, tokens: int = 1, *, control: bool = False) -> None:
         """Take the text `tokens` tokens made, perhaps none yet; `control` where it is a control token's."""
         self._take(self._splitter.feed(text, control=control), tokens)

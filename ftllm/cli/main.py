@@ -46,6 +46,7 @@ class Verb:
 VERBS: dict[str, Verb] = {
     "train": Verb("ftllm.cli.train:train_verb", "Train an adapter on a base model, with the burden or without."),
     "chat": Verb("ftllm.cli.chat:chat", "Talk to a model, on a screen or through a pipe."),
+    "sessions": Verb("ftllm.cli.sessions:sessions", "List, search, export and import the chats that are kept."),
     "export": Verb("ftllm.cli.export:export", "Merge, quantize, verify, and write GGUF files."),
     "push": Verb("ftllm.cli.push:push_verb", "Publish GGUFs or an adapter on the Hugging Face Hub, with a card."),
     "doctor": Verb("ftllm.cli.doctor:doctor", "Check this machine: versions, llama.cpp, converter, room."),

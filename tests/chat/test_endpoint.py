@@ -349,6 +349,14 @@ def test_what_is_asked(acting: Acting) -> None:
     assert actor.headers[0]["Authorization"] == f"Bearer {KEY}"
 
 
+def test_a_begun_reply_is_gone_on_with(acting: Acting) -> None:
+    actor, talk = acting(saying(data({"content": " two"}, finish="stop")))
+    begun = [{"role": "user", "content": "count"}, {"role": "assistant", "content": "one"}]
+    assert talk.rest(talk.endpoint.generate(begun)).answer == " two"
+    assert actor.asked[0]["messages"] == begun
+    assert (actor.asked[0]["continue_final_message"], actor.asked[0]["add_generation_prompt"]) == (True, False)
+
+
 def test_a_server_without_streaming_is_understood(acting: Acting) -> None:
     whole = {"choices": [{"message": {"content": "<think>Hm.</think>Fine."}, "finish_reason": "length"}]}
     _, talk = acting(saying(json.dumps(whole).encode(), kind="application/json"))

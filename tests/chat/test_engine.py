@@ -36,7 +36,7 @@ from ftllm.chat.events import (
     TurnsDropped,
 )
 from ftllm.chat.options import LoadSettings, ReplyOptions
-from ftllm.chat.session import Reply, Session
+from ftllm.chat.session import ChatMessage, Reply, Session, continuation_of
 from ftllm.chat.watch import Patience
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -152,6 +152,20 @@ def test_a_prompt_longer_than_the_context_is_refused(small: Talk) -> None:
     assert "309 tokens long" in failed.message
     assert "256" in failed.message
     assert reply_of(small.say("T")).answer == "It is 42."
+
+
+def test_a_cut_reply_is_gone_on_with(talk: Talk) -> None:
+    asked = ChatMessage("user", "T")
+    cut = reply_of(talk.say("T", ReplyOptions(max_tokens=9))).message
+    assert (cut.thought, cut.content) == ("Let me see.", "It")
+    number = talk.engine.generate(continuation_of(None, [asked, cut]))
+    events = [event for event in talk.rest(number) if event.reply == number]
+    assert reply_of(events).answer == " is 42."
+    assert only(events, Done).reason == "stop"
+    thinking = ChatMessage("assistant", "", thought="Now Q")  # the last letter chooses the script
+    number = talk.engine.generate(continuation_of(None, [asked, thinking]))
+    events = [event for event in talk.rest(number) if event.reply == number]
+    assert reply_of(events).thoughts == ["xyz"]
 
 
 def test_stop_keeps_what_came(talk: Talk) -> None:

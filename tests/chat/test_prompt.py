@@ -67,3 +67,25 @@ def test_there_is_always_one_bos() -> None:
 def test_a_model_without_a_template_cannot_chat() -> None:
     with pytest.raises(UserError, match="no chat template"):
         build_prompt(MESSAGES, Characters(None))
+
+
+@pytest.mark.parametrize(
+    ("template", "think", "thought", "content", "text", "opened"),
+    [
+        (PLAIN, "auto", "", "One,", "One,", False),
+        (PLAIN, "auto", "Hm", "", "<think>Hm", True),
+        (PLAIN, "auto", "Hm", "One,", "<think>Hm\n</think>\n\nOne,", False),
+        (PLAIN, "on", "Hm", "", "<think>Hm", True),
+        (PLAIN, "off", "Hm", "One,", "<think>\n\n</think>\n\nOne,", False),
+        (OPENING, "auto", "Hm", "", "<think>\nHm", True),
+        (OPENING, "auto", "Hm", "One,", "<think>\nHm\n</think>\n\nOne,", False),
+        (OPENING, "auto", "", "One,", "<think>\n\n</think>\n\nOne,", False),
+    ],
+)
+def test_a_begun_reply_is_gone_on_with(
+    template: str, think: ThinkMode, thought: str, content: str, text: str, opened: bool
+) -> None:
+    begun = {"role": "assistant", "content": content, "reasoning_content": thought}
+    prompt = build_prompt([*MESSAGES, begun], Characters(template), think)
+    assert text_of(prompt.ids) == f"^[user]Hi[assistant]{text}"
+    assert (prompt.opened, prompt.resumed) == (opened, True)

@@ -17,7 +17,8 @@ What the model sees is `session.context_of(system, [node.message for node in sho
 
     regenerate          begin_reply(store, session, after=reply.parent, author=...)
     edit and resend     edited = edit(store, node.id, text), then begin_reply(after=edited.id)
-    continue a reply    continue_reply(store, node.id): its message grows
+    continue a reply    generate(session.continuation_of(system, messages up to the reply)) and
+                        continue_reply(store, node.id): its message grows
     < and >             step_branch(store, node.id, -1 or 1), then draw shown() again
     undo                delete_session / restore_session, delete_message / restore_message
     search              search(store, "carry 17"): hits with a snippet and the places to mark in it;

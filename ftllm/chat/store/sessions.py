@@ -88,14 +88,15 @@ def list_sessions(store: Store, *, deleted: bool = False, limit: int = -1) -> li
         return [_info(_named(cursor, row)) for row in cursor]
 
 
-def find_session(store: Store, name: str) -> SessionInfo | None:
+def find_session(store: Store, name: str, *, deleted: bool = False) -> SessionInfo | None:
     """The session of that title, the one touched last where several have it; else the one of that number, or uid.
 
     A title's case counts only where two differ by nothing else.
     """
-    found = [item for item in list_sessions(store) if item.title.casefold() == name.casefold()]
+    listed = list_sessions(store, deleted=deleted)
+    found = [item for item in listed if item.title.casefold() == name.casefold()]
     found.sort(key=lambda item: item.title != name)
-    found += [item for item in list_sessions(store) if name in (str(item.id), item.uid)]
+    found += [item for item in listed if name in (str(item.id), item.uid)]
     return found[0] if found else None
 
 
