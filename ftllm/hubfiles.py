@@ -42,23 +42,44 @@ def snapshot(
     kind: RepoKind = "model",
     patterns: Sequence[str] = (),
     offline: bool = False,
+    bars: bool = True,
 ) -> Path:
     """The directory of a repository's files in the Hub's cache, those matching `patterns` fetched unless `offline`.
 
-    Its name is the commit.
+    Its name is the commit. `bars`: show the progress, where stderr is a terminal.
 
     Raises:
         UserError: no such repository or revision, no access, or it is not here and this is offline.
         WorkError: the download failed.
     """
     from huggingface_hub import snapshot_download
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options | {"disable": None if bars else True})  # type: ignore[no-untyped-call]
 
     local = is_offline(offline)
     with told(repo, revision=revision, kind=kind, offline=local):
         found = snapshot_download(
-            repo, repo_type=kind, revision=revision, allow_patterns=list(patterns) or None, local_files_only=local
+            repo,
+            repo_type=kind,
+            revision=revision,
+            allow_patterns=list(patterns) or None,
+            local_files_only=local,
+            tqdm_class=Bar,
         )
     return Path(found)
+
+
+def listing(repo: str, *, revision: str | None = None, kind: RepoKind = "model") -> dict[str, int]:
+    """Every file of a repository on the Hub, with its size in bytes; raises as `snapshot` does."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    with told(repo, "listed", revision=revision, kind=kind):
+        entries = HfApi().list_repo_tree(repo, repo_type=kind, revision=revision, recursive=True)
+        return {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
 
 
 @contextmanager

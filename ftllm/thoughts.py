@@ -144,6 +144,20 @@ def split(text: str, tags: ThoughtTags = ThoughtTags(), *, opened: bool = False)
     return Parts("\n\n".join(filter(None, map(str.strip, thoughts))), answer.strip(), not splitter.thinking)
 
 
+def retagged(text: str, old: ThoughtTags, new: ThoughtTags, *, opened: bool = False) -> str:
+    """`text` with its thoughts between other tags; tags that are code stay as they are.
+
+    Args:
+        text: a whole reply.
+        old: the tags it has.
+        new: the tags it gets.
+        opened: it begins inside a thought, and gets the opening tag too.
+    """
+    splitter = Splitter(old, opened=opened)
+    marks = {"think_start": new.open, "think_end": new.close}
+    return "".join(marks.get(kind, piece) for kind, piece in splitter.feed(text) + splitter.finish(complete=False))
+
+
 class Splitter:
     """Turns a reply's text, cut anywhere, into pieces.
 

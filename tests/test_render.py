@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import settings as checked
 from hypothesis import strategies as st
 
-from ftllm.conversations import Conversation, Message, load_conversations
+from ftllm.conversations import Conversation, Message
+from ftllm.data.sources import load_conversations
 from ftllm.errors import UserError
 from ftllm.render import IGNORED, Row, prompt_ids, render
 from ftllm.vocabulary import DirectoryVocabulary, from_directory

@@ -21,7 +21,8 @@ def train_verb(
         str | None, typer.Option("--model", metavar="PATH|REPO", help="The base: a directory, or a Hub repository.")
     ] = None,
     data: Annotated[
-        list[str] | None, typer.Option("--data", metavar="PATH", help="JSONL or JSON of conversations; may repeat.")
+        list[str] | None,
+        typer.Option("--data", metavar="PATH|REPO[=WEIGHT]", help="What to train on; may repeat; see below."),
     ] = None,
     preset: Annotated[
         str | None, typer.Option("--preset", metavar="ft|seed|sft", help="ft unless given; see below.")
@@ -35,7 +36,7 @@ def train_verb(
     ] = None,
     held_out: Annotated[
         str | None,
-        typer.Option("--eval", metavar="SHARE|PATH", help="Hold out 5%, or measure on a file, as it trains."),
+        typer.Option("--eval", metavar="SHARE|PATH", help="Hold out 5%, or measure on other data, as it trains."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with --name, or the latest unfinished run.")] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the whole configuration.")] = False,
@@ -53,11 +54,16 @@ def train_verb(
     included; `sft` shuffles nothing. A setting is looked for in --set, then the options, then the file, then the
     preset. Ctrl-C saves a checkpoint; --resume goes on from it.
 
+    Data is a file (JSONL, JSON, CSV, Parquet), a directory of such files, or a data set on the Hub: org/name,
+    org/name:split, org/name:config:split, org/name@revision. Rows are messages, ShareGPT conversations, Alpaca or
+    prompt/completion; which is found by looking (`ftllm data check`). A weight may follow: =0.5 trains half of the
+    rows, =2 trains each twice an epoch.
+
     \b
     Examples:
       ftllm train models/nano/ft.yaml
       ftllm train --model models/nano --data mine.jsonl --eval 5% --set learning_rate=1e-3
-      ftllm train --model org/name --data mine.jsonl --preset sft --name control
+      ftllm train --model org/name --data org/set:train --data mine.parquet=2 --preset sft --name control
       ftllm train --resume
     """
     from ftllm.progress import Reporter

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from ftllm.conversations import Conversation, Message, conversation_of, load_conversations, read_jsonl
+from ftllm.conversations import Conversation, Message
+from ftllm.data.rows import read_rows
+from ftllm.data.shapes import conversation_of, is_conversation
 from ftllm.errors import UserError
 from ftllm.evals.grading import GRADES, Grade, last_number
 
@@ -52,7 +54,7 @@ class EvalData:
 
 
 def load(paths: Sequence[Path]) -> EvalData:
-    """Read graded prompts, conversations, or a mixture, from JSONL files (conversations from a JSON array too).
+    """Read graded prompts, conversations, or a mixture, from data files.
 
     Raises:
         UserError: a file or a row is malformed, or an id is used twice; with file and line.
@@ -71,20 +73,15 @@ def load(paths: Sequence[Path]) -> EvalData:
 
 
 def _load(path: Path) -> EvalData:
-    if path.suffix.lower() == ".json":
-        samples = [Sample(conversation) for conversation in load_conversations(path)]
-        for sample in samples:
-            _must_have_an_answer(sample.conversation)
-        return EvalData((path,), (), tuple(samples))
     prompts = []
     samples = []
-    for line, row in read_jsonl(path):
+    for line, row in read_rows(path):
         source = f"{path}:{line}"
         tags = _tags(row.get("tags"), source)
         graded = any(key in row for key in GRADED_KEYS)
-        conversation = conversation_of(row, source) if "messages" in row else None
-        if conversation is None and not graded:
+        if not graded and not is_conversation(row):
             raise UserError(f"{source}: neither a graded prompt nor a conversation", f"give {FORM} or messages")
+        conversation = conversation_of(row, source) if "messages" in row or not graded else None
         if conversation is not None and (not graded or conversation.messages[-1].role == "assistant"):
             _must_have_an_answer(conversation)
             samples.append(Sample(conversation, tags))

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
+from ftllm.data import sources
 from ftllm.errors import UserError
 from ftllm.hubfiles import is_repository
 from ftllm.noise import Curriculum, NoiseSettings
@@ -105,11 +106,13 @@ class TrainConfig(Group):
 
     model: str = Field(description="the base: a directory, or a Hub repository (org/name or org/name@revision)")
     data: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
-        min_length=1, description="JSONL or JSON files of conversations"
+        min_length=1,
+        description="files, directories or Hub data sets (org/name:split); =0.5 behind one trains half of its rows, "
+        "=2 each row twice an epoch",
     )
     eval: str | float | None = Field(
         default=None,
-        description="held out and never noised: a share of the data (5%), or a file; its likelihood is measured",
+        description="held out and never noised: a share of the data (5%), or data; its likelihood is measured",
     )
     eval_steps: int = Field(default=0, ge=0, description="steps between two measurements; 0: at the end of each epoch")
     patience: int = Field(default=0, ge=0, description="stop after so many measurements without a better one; 0: never")
@@ -144,6 +147,10 @@ class TrainConfig(Group):
     too_long: Literal["drop", "cut"] = Field(
         default="drop",
         description="rows beyond max_length: drop them, or cut their end (and with it the end of the turn)",
+    )
+    bad_rows: Literal["stop", "drop"] = Field(
+        default="stop",
+        description="rows that are no conversations, or that cannot be trained whole: stop at the first, or drop them",
     )
     loss: Literal["assistant", "full"] = Field(
         default="assistant", description="tokens that bear loss: the assistant's, or all"
@@ -294,12 +301,12 @@ def _absolute(key: str, value: Any, directory: Path) -> Any:
     """A path made absolute; a Hub repository, a share or anything else as it is."""
     if not isinstance(value, str) or not value:
         return value
-    path = directory / Path(value).expanduser()
-    if key == "eval" and share_of(value) is not None and not path.exists():
+    if key == "model":
+        path = directory / Path(value).expanduser()
+        return value if not path.exists() and is_repository(value) else str(path.resolve())
+    if key == "eval" and share_of(value) is not None and not (directory / value).exists():
         return value
-    if key == "model" and not path.exists() and is_repository(value):
-        return value
-    return str(path.resolve())
+    return sources.absolute(value, directory)
 
 
 def share_of(value: str | float) -> float | None:

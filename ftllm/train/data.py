@@ -1,81 +1,18 @@
-"""From files to rows of token ids: what is trained in which epoch, and what is held out."""
+"""From conversations to rows of token ids: what is trained in which epoch, and what is measured on."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ftllm.conversations import Conversation, load_conversations
+from ftllm.conversations import Conversation
 from ftllm.errors import UserError
-from ftllm.files import sha256_file
 from ftllm.noise import NoiseSettings, conversation_moved, noised
-from ftllm.render import IGNORED, Row, render
-from ftllm.train.config import TrainConfig, share_of
+from ftllm.render import IGNORED, Loss, Row, render
+from ftllm.train.config import TrainConfig
+from ftllm.train.corpus import Corpus, Numbered, Refused
 from ftllm.vocabulary import Vocabulary
-
-
-@dataclass(frozen=True)
-class Numbered:
-    """A conversation and its index in the data, which keys its noise."""
-
-    index: int
-    conversation: Conversation
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """The conversations of a run.
-
-    Attributes:
-        training: those trained on.
-        held_out: those the likelihood is measured on; never noised.
-        files: path, SHA-256 and number of conversations of each file, training files first.
-    """
-
-    training: tuple[Numbered, ...]
-    held_out: tuple[Conversation, ...]
-    files: tuple[dict[str, Any], ...]
-
-
-def load_corpus(config: TrainConfig) -> Corpus:
-    """Read the data and set the held-out part aside.
-
-    Raises:
-        UserError: a file is missing or malformed, or nothing is left to train on.
-    """
-    files: list[dict[str, Any]] = []
-    conversations: list[Conversation] = []
-    for path in map(Path, config.data):
-        conversations += _read(path, "data", files)
-    numbered = [Numbered(index, conversation) for index, conversation in enumerate(conversations)]
-    if config.eval is None:
-        return Corpus(tuple(numbered), (), tuple(files))
-    share = share_of(config.eval)
-    if share is None:
-        held_out = _read(Path(str(config.eval)), "eval", files)
-        return Corpus(tuple(numbered), tuple(held_out), tuple(files))
-    count = max(1, round(share * len(numbered)))
-    if count >= len(numbered):
-        message = f"holding out {config.eval} of {len(numbered)} conversations leaves none to train on"
-        raise UserError(message, "take a smaller share, or give a file of held-out conversations")
-    chosen = set(random.Random(f"ftllm held out {config.seed}").sample(range(len(numbered)), count))
-    return Corpus(
-        tuple(item for item in numbered if item.index not in chosen),
-        tuple(item.conversation for item in numbered if item.index in chosen),
-        tuple(files),
-    )
-
-
-def _read(path: Path, use: str, files: list[dict[str, Any]]) -> list[Conversation]:
-    conversations = load_conversations(path)
-    absolute = path.resolve()
-    files.append(
-        {"path": str(absolute), "use": use, "sha256": sha256_file(absolute), "conversations": len(conversations)}
-    )
-    return conversations
 
 
 @dataclass(frozen=True)
@@ -98,6 +35,7 @@ class Plan:
         dropped: (source, tokens) of rows left out for their length.
         cut: (source, tokens) of rows whose end was cut off.
         masked: sources of rows in which no token would bear loss.
+        refused: conversations left out for another reason, with `bad_rows: drop`.
         moved: places of user text that hold another unit than in the data.
         units_of_text: how many such places there are.
     """
@@ -109,6 +47,7 @@ class Plan:
     dropped: tuple[tuple[str, int], ...]
     cut: tuple[tuple[str, int], ...]
     masked: tuple[str, ...]
+    refused: tuple[Refused, ...]
     moved: int
     units_of_text: int
 
@@ -155,11 +94,12 @@ class Rows:
         dropped: list[tuple[str, int]] = []
         cut: list[tuple[str, int]] = []
         masked: list[str] = []
+        refused = list(self.corpus.refused)
         tokens = trained = longest = moved = pieces = 0
         for done, item in enumerate(self.corpus.training, 1):
             conversation = self.conversation(item, 0)
             kept = 0
-            for part, row in enumerate(render(conversation, self.vocabulary, loss=self.config.loss)):
+            for part, row in enumerate(self._rendered(conversation, self.config.loss, refused)):
                 row = self._shortened(row)
                 if row.cut and self.config.too_long == "drop":
                     dropped.append((row.source, len(row.input_ids) + row.cut))
@@ -180,8 +120,11 @@ class Rows:
             if advance is not None:
                 advance(done)
         if not units:
-            raise self._nothing_left(dropped, masked)
-        return Plan(tuple(units), tokens, trained, longest, tuple(dropped), tuple(cut), tuple(masked), moved, pieces)
+            raise self._nothing_left(dropped, masked, refused)
+        return Plan(
+            tuple(units), tokens, trained, longest, tuple(dropped), tuple(cut), tuple(masked), tuple(refused), moved,
+            pieces,
+        )  # fmt: skip
 
     def draw(self, unit: Unit, epoch: int) -> Row:
         """The row of `unit` in `epoch`.
@@ -200,13 +143,23 @@ class Rows:
         Raises:
             UserError: none fits into `max_length`.
         """
-        rows = [row for item in self.corpus.held_out for row in render(item, self.vocabulary)]
+        rows = [row for item in self.corpus.held_out for row in self._rendered(item, "assistant", [])]
         fitting = [row for row in rows if len(row.input_ids) <= self.config.max_length]
         if rows and not fitting:
             longest = max(len(row.input_ids) for row in rows)
             message = f"no held-out row fits into max_length {self.config.max_length}"
             raise UserError(message, f"raise max_length; the longest has {longest} tokens")
         return fitting
+
+    def _rendered(self, conversation: Conversation, loss: Loss, refused: list[Refused]) -> list[Row]:
+        """A conversation's rows; none, noted in `refused`, where it cannot be rendered and bad rows are dropped."""
+        try:
+            return render(conversation, self.vocabulary, loss=loss)
+        except UserError as error:
+            if self.config.bad_rows == "stop":
+                raise
+            refused.append(Refused(conversation.source, error.message))
+            return []
 
     def _shortened(self, row: Row) -> Row:
         limit = self.config.max_length
@@ -215,7 +168,9 @@ class Rows:
             return row
         return Row(row.input_ids[:limit], row.labels[:limit], row.source, row.cut + beyond)
 
-    def _nothing_left(self, dropped: Sequence[tuple[str, int]], masked: Sequence[str]) -> UserError:
+    def _nothing_left(
+        self, dropped: Sequence[tuple[str, int]], masked: Sequence[str], refused: Sequence[Refused]
+    ) -> UserError:
         if dropped:
             shortest = min(tokens for _, tokens in dropped)
             message = f"no row fits into max_length {self.config.max_length}: all {len(dropped)} are longer"
@@ -223,6 +178,8 @@ class Rows:
         if masked:
             message = f"{masked[0]}: no token of any row would be trained; every label is masked"
             return UserError(message, "raise max_length, or give answers that are not empty")
+        if refused:
+            return UserError(f"no row can be trained on; the first: {refused[0].reason}", "mend the data")
         return UserError("there is no conversation to train on", "give data with --data")
 
 

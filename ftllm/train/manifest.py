@@ -40,6 +40,7 @@ def first(run: Run, prepared: Prepared) -> dict[str, Any]:
             "dropped": [source for source, _ in plan.dropped],
             "cut": [source for source, _ in plan.cut],
             "masked": list(plan.masked),
+            "refused": [{"source": row.source, "reason": row.reason} for row in plan.refused],
         },
         "noise": {
             "unit": prepared.config.noise.unit,

@@ -17,7 +17,7 @@ from ftllm.runs import library_versions
 from ftllm.train import base
 from ftllm.train.backend import Device, linear_layers, lora_targets
 from ftllm.train.config import TrainConfig, to_yaml
-from ftllm.train.data import load_corpus
+from ftllm.train.corpus import load_corpus
 from ftllm.train.prepare import Clock, Prepared, prepare, warnings_of
 
 SAMPLES = 3
@@ -105,7 +105,7 @@ def dry_run(config: TrainConfig, reporter: Reporter, *, offline: bool = False) -
         UserError: as training would.
     """
     clock = Clock()
-    corpus = load_corpus(config)
+    corpus = load_corpus(config, offline=offline, say=reporter.say)
     found = base.find(config.model, offline=offline)
     prepared = prepare(config, found, corpus, reporter, clock)
     memory = estimate(prepared)
@@ -129,6 +129,7 @@ def facts(prepared: Prepared, memory: Memory) -> dict[str, Any]:
         "dropped": [{"source": source, "tokens": tokens} for source, tokens in plan.dropped],
         "cut": [{"source": source, "tokens": tokens} for source, tokens in plan.cut],
         "masked": list(plan.masked),
+        "refused": [{"source": row.source, "reason": row.reason} for row in plan.refused],
         "share_moved": plan.share_moved,
         "steps_per_epoch": prepared.steps_per_epoch,
         "steps": prepared.steps,

@@ -14,7 +14,8 @@ from ftllm.render import Row
 from ftllm.train import backend as backends
 from ftllm.train.base import Base
 from ftllm.train.config import TrainConfig
-from ftllm.train.data import Corpus, Plan, Rows
+from ftllm.train.corpus import Corpus
+from ftllm.train.data import Plan, Rows
 from ftllm.vocabulary import DirectoryVocabulary
 
 
@@ -63,6 +64,8 @@ class Prepared:
         """The configuration with nothing left to the machine: every `auto` is what it became here."""
         return self.config.model_copy(
             update={
+                "data": self.corpus.pinned,
+                "eval": self.corpus.pinned_eval,
                 "backend": self.backend,
                 "precision": self.device.precision,
                 "load_in_4bit": self.device.four_bit,
@@ -127,7 +130,9 @@ def _every(task: Task, total: int) -> Callable[[int], None]:
 def warnings_of(prepared: Prepared) -> list[str]:
     """What is unlikely to be meant, a line each."""
     plan, config = prepared.plan, prepared.config
-    found = []
+    found = list(prepared.corpus.notes)
+    if plan.refused:
+        found.append(f"{len(plan.refused)} bad rows are left out, the first: {plan.refused[0].reason}")
     for what, rows in (("left out", plan.dropped), ("cut, losing the end of a turn", plan.cut)):
         if rows:
             source, tokens = rows[0]

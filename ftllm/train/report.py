@@ -133,6 +133,7 @@ def _data(manifest: dict[str, Any]) -> list[str]:
         ["left out as too long", _sources(rows["dropped"])],
         ["cut, losing the end of a turn", _sources(rows["cut"])],
         ["left out, no token to train", _sources(rows["masked"])],
+        ["left out as bad rows", _sources([row["source"] for row in rows.get("refused", ())])],
     ]
     if noise["units"]:
         moved = f"{noise['share_moved']:.1%} of {noise['units']} units of user text (first epoch)"

@@ -14,7 +14,7 @@ from ftllm.progress import Reporter
 from ftllm.runs import DEFAULT_RUNS, Run, create, environment, locked, now
 from ftllm.train import adapter, backend, base, checkpoints, manifest, report
 from ftllm.train.config import TrainConfig, resolve, to_yaml
-from ftllm.train.data import load_corpus
+from ftllm.train.corpus import load_corpus
 from ftllm.train.display import Display, announce
 from ftllm.train.heldout import HeldOut
 from ftllm.train.interrupt import Interrupted, say_how_to_go_on, stopping
@@ -66,7 +66,7 @@ def train(
     """
     clock = Clock()
     with clock.part("data"):
-        corpus = load_corpus(config)
+        corpus = load_corpus(config, offline=offline, say=reporter.say)
     with clock.part("base"):
         found = base.find(config.model, offline=offline)
         found.parameters()
@@ -96,7 +96,7 @@ def resume(run: Run, reporter: Reporter, *, offline: bool = False) -> TrainResul
     with locked(run):
         config = resolve([read_yaml(run.config)])
         with clock.part("data"):
-            corpus = load_corpus(config)
+            corpus = load_corpus(config, offline=offline, say=reporter.say)
             manifest.require_same("data", record.get("data"), list(corpus.files))
         with clock.part("base"):
             found = base.find(config.model, offline=offline)

@@ -11,7 +11,8 @@ import torch
 from ftllm.errors import UserError
 from ftllm.render import IGNORED, Row, render
 from ftllm.train.config import TrainConfig, resolve
-from ftllm.train.data import Rows, collate, load_corpus, pack
+from ftllm.train.corpus import load_corpus
+from ftllm.train.data import Rows, collate, pack
 from ftllm.train.settings import Setting
 from ftllm.vocabulary import DirectoryVocabulary, from_directory
 

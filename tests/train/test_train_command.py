@@ -71,7 +71,7 @@ def test_refusals_are_a_line_and_a_hint(program: Program, config: Path, tmp_path
         ([config, "--set", "learning_rte=1"], "--set learning_rte: unknown key", "did you mean learning_rate"),
         ([], "no model given", "name one: --model PATH"),
         (["--model", "x/y/z", "--data", "here.jsonl"], f"no model directory {tmp_path}/x/y/z", "give a directory"),
-        ([config, "--data", "none.jsonl"], f"{tmp_path}/none.jsonl does not exist", "check the path"),
+        ([config, "--data", "none.jsonl"], f"{tmp_path}/none.jsonl does not exist", "give a file, a directory"),
         (["none.yaml"], "none.yaml: no such file", "give the path"),
         ([config, "--name", "../x"], "'../x' is not a run name", "use letters"),
         (["--resume"], "no unfinished run in runs", "start one"),

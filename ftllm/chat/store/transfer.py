@@ -22,7 +22,7 @@ from ftllm.chat.store.sessions import (
     options_to_json,
     rename_session,
 )
-from ftllm.conversations import conversation_of
+from ftllm.data.shapes import conversation_of
 from ftllm.errors import UserError
 from ftllm.files import write_text
 from ftllm.thoughts import split

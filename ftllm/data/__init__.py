@@ -1,0 +1,1 @@
+"""Data as people have it -> conversations: places, file formats, shapes of rows."""
