@@ -154,8 +154,14 @@ def retagged(text: str, old: ThoughtTags, new: ThoughtTags, *, opened: bool = Fa
         opened: it begins inside a thought, and gets the opening tag too.
     """
     splitter = Splitter(old, opened=opened)
-    marks = {"think_start": new.open, "think_end": new.close}
-    return "".join(marks.get(kind, piece) for kind, piece in splitter.feed(text) + splitter.finish(complete=False))
+    # With some, the line's end is part of the opening tag.
+    line = "\n" if old.open.endswith("\n") and not new.open.endswith("\n") else ""
+    parts: list[str] = []
+    for kind, piece in splitter.feed(text) + splitter.finish(complete=False):
+        if kind == "think" and parts and parts[-1] == new.open and new.open.endswith("\n"):
+            piece = piece.removeprefix("\n")
+        parts.append(new.open + line if kind == "think_start" else new.close if kind == "think_end" else piece)
+    return "".join(parts)
 
 
 class Splitter:

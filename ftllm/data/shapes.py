@@ -51,18 +51,16 @@ PAIRS = (
 THOUGHTS = (*THOUGHT_FIELDS, "thought", "thoughts", "cot", "complex_cot", "chain_of_thought")
 SYSTEMS = ("system", "system_prompt")
 FORMATS = "messages, ShareGPT conversations, Alpaca (instruction, output) or prompt/completion"
-OWN = KNOWN_TAGS[0]
+OWN = ThoughtTags()
 # How data writes a thought: the tags models use, and those of well-known data sets.
 SPELLINGS = (
-    *KNOWN_TAGS,
+    *(tags for tags in KNOWN_TAGS if tags != ThoughtTags()),
     *(
         ThoughtTags(f"<{spelled}>", f"</{spelled}>")
         for word in ("think", "thinking", "thought", "reasoning")
         for spelled in (word.title(), word.upper())
     ),
     ThoughtTags("<|begin_of_thought|>", "<|end_of_thought|>"),  # Sky-T1, OpenThoughts
-    ThoughtTags("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A
-    ThoughtTags("<|channel>thought", "<channel|>"),  # Gemma 4
 )
 SOLUTION = (
     "<|begin_of_solution|>",
@@ -313,8 +311,9 @@ def canonical(content: str) -> tuple[str, str | None]:
     stripped = content.lstrip()
     if stripped.startswith(OWN.open):
         return content, OWN.open
-    for tags in SPELLINGS[1:]:
-        if stripped.startswith(tags.open):
+    for tags in SPELLINGS:
+        # Words that open a thought with some model (Apriel's) are plain words without what closes it.
+        if stripped.startswith(tags.open) and (tags.close in stripped or not tags.open[0].isalpha()):
             text = retagged(stripped, tags, OWN)
             if tags.open == "<|begin_of_thought|>":
                 for mark in SOLUTION:
