@@ -1,4 +1,4 @@
-"""Which models this machine has, told from file names and GGUF headers."""
+"""Which models this machine has (runs, GGUFs, the Hub's cache), told from file names and GGUF headers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from ftllm import runs
 from ftllm.errors import UserError
 from ftllm.llama.header import Header, read_header
+from ftllm.llama.machine import available_memory
 from ftllm.llama.types import FILE_TYPES
 
 PREFERRED = "Q4_K_M"
@@ -18,6 +19,8 @@ SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
 DOUBTFUL = re.compile("mmproj|lora|adapter|imatrix", re.IGNORECASE)
 UNQUANTIZED = ("F32", "F16", "BF16")
 MODEL_HINT = "give a model's GGUF"
+# Beside the weights: compute buffers, the program, and a KV cache of so many tokens (what `ftllm chat` takes at most).
+BESIDE_SHARE, BESIDE_BYTES, CHAT_TOKENS = 0.1, 400 << 20, 8192
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,115 @@ class Candidate:
     @property
     def quantized(self) -> bool:
         return self.type not in UNQUANTIZED
+
+
+@dataclass(frozen=True)
+class Cached:
+    """A GGUF in the Hub's cache.
+
+    Attributes:
+        name: its path in the repository.
+        path: in the cache's snapshot of `commit`; `blob` is where its bytes are.
+    """
+
+    repo: str
+    commit: str
+    name: str
+    path: Path
+    blob: Path
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model on this machine, as its header tells.
+
+    Attributes:
+        name: what to call it in `ftllm chat`.
+        origin: `run NAME`, `file` or `cache`.
+        size: in bytes, all shards.
+        fits: whether it runs in the memory that is free now.
+        problem: why its header cannot be read; then the figures are empty.
+    """
+
+    path: Path
+    name: str
+    origin: str
+    type: str
+    size: int
+    architecture: str = ""
+    parameters: int = 0
+    bits_per_weight: float = 0.0
+    context: int = 0
+    fits: bool = False
+    problem: str = ""
+
+
+def everything(runs_root: Path = runs.DEFAULT_RUNS, nano: Path = NANO) -> list[Model]:
+    """Every model there is: those of runs, oldest run first, those lying here, and those in the Hub's cache."""
+    memory = available_memory()
+    found = []
+    for run in runs.all_runs(runs_root):
+        for candidate in candidates(run.gguf.glob("*.gguf")):
+            name = run.name if candidate.type == PREFERRED else _shown(candidate.path)
+            found.append(_model(candidate, name, f"run {run.name}", memory))
+    places = (Path(), Path("gguf"), nano.parent, nano, nano / "gguf")
+    for candidate in candidates({path.resolve(): path for place in places for path in place.glob("*.gguf")}.values()):
+        found.append(_model(candidate, _shown(candidate.path), "file", memory))
+    snapshots = {file.path: file for file in cached()}
+    for candidate in candidates(snapshots):
+        file = snapshots[candidate.path]
+        found.append(_model(candidate, f"{file.repo}:{candidate.type}", "cache", memory))
+    return found
+
+
+def cached(repo: str | None = None) -> list[Cached]:
+    """Every GGUF in the Hub's cache, or those of a repository, by repository and name."""
+    from huggingface_hub import constants
+
+    found = []
+    for folder in sorted(Path(constants.HF_HUB_CACHE).glob("models--*--*")):
+        named = folder.name.removeprefix("models--").replace("--", "/")
+        for path in sorted(folder.glob("snapshots/*/**/*.gguf")) if repo in (None, named) else ():
+            commit, *parts = path.relative_to(folder / "snapshots").parts
+            if path.is_file():
+                found.append(Cached(named, commit, "/".join(parts), path, path.resolve()))
+    return found
+
+
+def fits(size: int, memory: int, kv_bytes: int = 0) -> bool:
+    """Whether a model of `size` bytes runs in `memory`; unknown memory (0) takes everything."""
+    return not memory or size * (1 + BESIDE_SHARE) + BESIDE_BYTES + kv_bytes <= memory
+
+
+def _model(candidate: Candidate, name: str, origin: str, memory: int) -> Model:
+    path, size = candidate.path, candidate.size
+    try:
+        headers = [read_header(shard) for shard in shards(path)]
+    except UserError as error:
+        return Model(path, name, origin, candidate.type, size, problem=error.message)
+    first, weights = headers[0], sum(header.n_params for header in headers)
+    context = first.n_ctx_train
+    kv_bytes = first.kv_bytes_per_token() * min(context or CHAT_TOKENS, CHAT_TOKENS)
+    return Model(
+        path,
+        name,
+        origin,
+        candidate.type,
+        size,
+        first.architecture,
+        weights,
+        8 * sum(header.tensor_bytes for header in headers) / weights if weights else 0.0,
+        context,
+        fits(size, memory, kv_bytes),
+    )
+
+
+def _shown(path: Path) -> str:
+    """A path as a person would type it here."""
+    try:
+        return str(path.relative_to(Path.cwd()) if path.is_absolute() else path)
+    except ValueError:
+        return str(path)
 
 
 def choose(named: str | None, runs_root: Path = runs.DEFAULT_RUNS, nano: Path = NANO) -> Choice:

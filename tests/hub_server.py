@@ -65,6 +65,7 @@ class Hub:
         self.readers = {"reader"}
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
+        self.connections: list[socket.socket] = []
         self.lock = threading.RLock()
         # Large files come from another origin, as from the Hub's storage: the client must not send its token there.
         self.servers = [ThreadingHTTPServer(("127.0.0.1", 0), self._handler()) for _ in range(2)]
@@ -78,6 +79,9 @@ class Hub:
         for server in self.servers:
             server.shutdown()
             server.server_close()
+        for connection in self.connections:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     @property
     def url(self) -> str:
@@ -112,6 +116,10 @@ class Hub:
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: Hub
+
+    def setup(self) -> None:
+        super().setup()
+        self.hub.connections.append(self.connection)
 
     def do_GET(self) -> None:
         parts = urlsplit(self.path)

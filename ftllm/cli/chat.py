@@ -13,7 +13,9 @@ import typer
 
 from ftllm.chat.options import ChatOptions, LoadSettings, LoopMode, ReplyOptions, ThinkMode
 from ftllm.chat.session import Reply
+from ftllm.cli.models import local
 from ftllm.errors import UserError
+from ftllm.progress import Reporter
 from ftllm.runs import DEFAULT_RUNS
 
 if TYPE_CHECKING:
@@ -29,8 +31,9 @@ def chat(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="MODEL.gguf|RUN|http(s)://ENDPOINT",
-            help="A GGUF, a run, a directory of GGUFs, or an OpenAI-compatible endpoint; else the latest run's.",
+            metavar="MODEL.gguf|RUN|REPO[:QUANT]|http(s)://ENDPOINT",
+            help="A GGUF, a run, a directory of GGUFs, a Hub repository, or an OpenAI-compatible endpoint; else the "
+            "latest run's.",
         ),
     ] = None,
     prompt: Annotated[
@@ -87,6 +90,7 @@ def chat(
       ftllm chat
       ftllm chat runs/my-run
       ftllm chat model.gguf -p "What is 345 + 678?"
+      ftllm chat someone/model-GGUF:Q4_K_M
       git diff | ftllm chat --system "Review this." --no-show-thoughts > review.md
       ftllm chat -p "Why?" --json --temp 0 | jq -r .thought
       ftllm chat --session notes -p "And now in French."
@@ -118,6 +122,7 @@ def chat(
             if kept.info is not None:
                 options = _as_before(kept.info, options, _given(context))
                 model = model or kept.info.model or None
+        model = local(model, runs, Reporter(quiet=quiet or json_output, verbose=verbose))
         if asked:
             raise typer.Exit(_answer(model, name, runs, prompt, options, output, kept))
     raise typer.Exit(open_screen(model, options, name, runs))

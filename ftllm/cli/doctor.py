@@ -165,14 +165,15 @@ def _extras(advice: list[str]) -> dict[str, list[str]]:
 
 
 def _room() -> dict[str, Any]:
+    from ftllm import files
     from ftllm.export import fetch, preflight
 
     cache = fetch.cache_root().parent
     return {
-        "disk_free": preflight.disk_free(Path()),
+        "disk_free": files.disk_free(Path()),
         "memory_free": preflight.memory_free(),
         "cache": str(cache),
-        "cache_disk_free": preflight.disk_free(cache),
+        "cache_disk_free": files.disk_free(cache),
     }
 
 

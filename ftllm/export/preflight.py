@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ftllm.errors import WorkError
+from ftllm.files import disk_free
 
 PROCESS = 700 << 20  # Python with torch and transformers
 CHUNKS = 256 << 20  # chunks in flight
@@ -66,14 +66,6 @@ def require_reference(parameters: int) -> None:
             f"not enough memory to verify: the model in float32 takes {human(needed)}, {human(free)} are free",
             "close other programs, or export unverified with --verify none",
         )
-
-
-def disk_free(path: Path) -> int:
-    """Free bytes where `path` is, or will be."""
-    place = path.resolve()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
 
 
 def memory_free() -> int | None:

@@ -9,6 +9,9 @@ from ftllm.errors import UserError
 from ftllm.hubfiles import NAME
 
 REFERENCE = re.compile(rf"(?:hf\.co/|https://huggingface\.co/|hf://)?({NAME.pattern})(?:@([\w./-]+))?(?::([\w.-]+))?")
+SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
+# What publishers end a file's name with, perhaps behind a prefix of their own: UD-Q4_K_XL, i1-IQ2_M, BF16.
+TYPE = re.compile(r"(?:^|[-._])((?:UD-|i1-)?(?:T?I?Q\d\w*|BF16|F16|F32|FP16|FP32|MXFP4\w*))$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -46,3 +49,10 @@ def pair(repo: str) -> tuple[str, str]:
     """The two repositories of a model: static quantizations in `X-GGUF`, with an importance matrix in `X-i1-GGUF`."""
     stem = re.sub("(-i1)?-GGUF$", "", repo, flags=re.IGNORECASE)
     return f"{stem}-GGUF", f"{stem}-i1-GGUF"
+
+
+def quantization(path: str) -> str:
+    """The type that a GGUF's name, or else its folder's, says it has, in capitals; empty where neither says."""
+    stem = SHARD.sub("", path.rpartition("/")[2].removesuffix(".gguf"))
+    match = TYPE.search(stem) or TYPE.search(path.rpartition("/")[0].rpartition("/")[2])
+    return match[1].upper() if match else ""

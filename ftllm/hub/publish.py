@@ -306,7 +306,7 @@ class _Words(logging.Handler):
 @contextmanager
 def watched(reporter: Reporter) -> Iterator[None]:
     """While inside, huggingface_hub shows its bars only where a person watches, and says its troubles through us."""
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     logger, words = logging.getLogger("huggingface_hub"), _Words(reporter)
     handlers, propagate, were_off = logger.handlers, logger.propagate, are_progress_bars_disabled()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -158,6 +158,27 @@ def read_header(path: Path) -> Header:
         raise UserError(f"{path} is a directory, not a GGUF file", "give the path of a file in it") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}", "check that it is a file you may read") from None
+
+
+def array_items(header: Header, key: str, indices: Iterable[int] | None = None) -> dict[int, Any]:
+    """Elements of an array in the metadata by index, read from the file where it is long; empty where there is none.
+
+    Args:
+        indices: which; None is all. Those beyond the array's end are left out.
+    """
+    value = header.metadata.get(key)
+    if isinstance(value, tuple):
+        wanted = range(len(value)) if indices is None else sorted(indices)
+        return {index: value[index] for index in wanted if 0 <= index < len(value)}
+    if not isinstance(value, LongArray):
+        return {}
+    chosen = set(range(value.length) if indices is None else indices)
+    last = max((index for index in chosen if index < value.length), default=-1)
+    with header.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        cursor = _Cursor(view, header.file_size)
+        cursor.at = value.offset
+        items = (cursor.value(value.kind) for _ in range(last + 1))
+        return {index: item for index, item in enumerate(items) if index in chosen}
 
 
 class _CutShortError(Exception):

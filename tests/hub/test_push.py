@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hub_repos import Blob
+from hub_run import write_gguf
 from hub_server import Fault, Hub
 
 from ftllm.errors import UserError, WorkError
@@ -100,8 +102,6 @@ def test_an_adapter(owner: Hub, run: Run, reporter: Reporter) -> None:
 
 
 def test_two_families(owner: Hub, run: Run, reporter: Reporter) -> None:
-    from conftest import write_gguf
-
     write_gguf(run.gguf / "gemma-think-i1-Q4_K_M.gguf", "Q4_K_M", 80, imatrix=True)
     write_gguf(run.gguf / "gemma.imatrix.gguf", "F32", general__type="imatrix")
     with pytest.raises(UserError, match="without"):
@@ -170,8 +170,6 @@ def test_a_hub_that_stays_in_trouble_publishes_nothing(owner: Hub, request_: Pus
 def test_an_edit_made_meanwhile_is_not_lost(
     owner: Hub, request_: PushRequest, reporter: Reporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hub_repos import Blob
-
     push(request_, reporter)
     repo = owner.repo(REPO)
     card = repo.files["README.md"].decode()
