@@ -18,12 +18,12 @@ from textual.pilot import Pilot
 
 from ftllm.chat.engine import Engine
 from ftllm.chat.options import ChatOptions, ReplyOptions
+from ftllm.chat.store import memory_store
 from ftllm.files import write_text
 from tui.app import ChatApp
 from tui.inbox import Inbox
 from tui.screens.chat import ChatScreen
 from tui.widgets.composer import Composer
-from tui.widgets.thought import ThoughtTitle
 
 PROMPTS = ("Hello! Who are you?", "What is 347 + 586?")
 PATIENCE = 120.0
@@ -39,13 +39,12 @@ async def play(pilot: Pilot[None], prompts: list[str]) -> None:
         screen.query_one(Composer).load_text(prompt)
         await pilot.press("enter")
         deadline = time.monotonic() + PATIENCE
-        while screen.busy or len(screen.session.messages) < 2 * number:
+        while screen.busy or len(screen.conversation.messages) < 2 * number:
             if time.monotonic() > deadline:
                 raise SystemExit(f"no reply to {prompt!r} in {PATIENCE:.0f} s")
             await asyncio.sleep(0.05)
     await pilot.pause(0.3)
-    if titles := list(screen.query(ThoughtTitle)):
-        titles[-1].action_open_or_close()
+    await pilot.press("tab", "enter", "escape")
     await pilot.pause(0.3)
 
 
@@ -59,10 +58,10 @@ def picture(model: Path, prompts: list[str], size: tuple[int, int]) -> str:
         drawn.append(pilot.app.export_screenshot(title="ftllm chat"))
         pilot.app.exit()
 
-    with Engine(inbox.put) as engine:
+    with Engine(inbox.put) as engine, memory_store() as store:
         options = ChatOptions(reply=ReplyOptions(temperature=0.0))
         engine.load(model, options.load)
-        ChatApp(engine, inbox, model, options).run(headless=True, size=size, auto_pilot=pose)
+        ChatApp(engine, inbox, store, model, options).run(headless=True, size=size, auto_pilot=pose)
     if not drawn:
         raise SystemExit("no picture was taken")
     return re.sub(r"@font-face\s*\{[^}]*\}\s*", "", drawn[0])

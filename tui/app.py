@@ -11,6 +11,7 @@ from textual.binding import Binding, BindingType
 
 from ftllm.chat.options import ChatOptions
 from ftllm.chat.remote import Target
+from ftllm.chat.store import Store, open_store
 from ftllm.chat.voice import Voice
 from tui.inbox import Inbox
 from tui.screens.chat import ChatScreen
@@ -23,6 +24,7 @@ class ChatApp(App[None]):
     Args:
         talker: the engine, already told to load the model.
         inbox: where the engine leaves its events.
+        store: where conversations are kept.
         model: the model.
         options: how it was loaded and how replies are made.
         clock: seconds, for what is timed on the screen.
@@ -39,12 +41,13 @@ class ChatApp(App[None]):
         self,
         talker: Talker,
         inbox: Inbox,
+        store: Store,
         model: Target,
         options: ChatOptions,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
-        self._conversation = ChatScreen(talker, inbox, model, options, clock)
+        self._conversation = ChatScreen(talker, inbox, store, model, options, clock)
 
     def get_default_screen(self) -> ChatScreen:
         """The application opens on its conversation."""
@@ -68,8 +71,8 @@ def run_chat(model: Target, options: ChatOptions) -> int:
         the program's exit code.
     """
     inbox = Inbox()
-    with Voice(inbox.put) as voice:
+    with Voice(inbox.put) as voice, open_store() as store:
         voice.load(model, options.load)
-        app = ChatApp(voice, inbox, model, options)
+        app = ChatApp(voice, inbox, store, model, options)
         app.run()
     return app.return_code or 0

@@ -12,17 +12,17 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from textual.pilot import Pilot
-from textual.widgets import Static
 
 from ftllm.chat.engine import Engine
 from ftllm.chat.options import ChatOptions, ReplyOptions
+from ftllm.chat.session import ChatMessage
+from ftllm.chat.store import memory_store
 from tui.app import ChatApp
 from tui.inbox import Inbox
 from tui.screens.chat import ChatScreen
+from tui.turns import Remark, ReplyTurn
 from tui.widgets.composer import Composer
-from tui.widgets.prose import Prose
-from tui.widgets.thought import ThoughtTitle
-from tui.widgets.turns import Notice
+from tui.widgets.transcript import Transcript
 
 OPTIONS = ChatOptions(reply=ReplyOptions(temperature=0.0))
 PATIENCE = 60.0
@@ -51,18 +51,35 @@ class Talk:
 
     async def replies(self, count: int) -> None:
         """Until there are `count` whole exchanges."""
-        await self.until(lambda: len(self.screen.session.messages) == 2 * count and not self.screen.busy)
+        await self.until(lambda: len(self.screen.conversation.messages) == 2 * count and not self.screen.busy)
+
+    @property
+    def last(self) -> ChatMessage:
+        return self.screen.conversation.messages[-1]
+
+    @property
+    def turn(self) -> ReplyTurn:
+        """The last reply on the screen."""
+        return [turn for turn in self.transcript.turns if isinstance(turn, ReplyTurn)][-1]
+
+    @property
+    def remarks(self) -> list[str]:
+        return [turn.text for turn in self.transcript.turns if isinstance(turn, Remark)]
+
+    @property
+    def transcript(self) -> Transcript:
+        return self.screen.query_one(Transcript)
 
     def drawn(self) -> str:
-        return "\n".join(str(widget.visual) for widget in self.screen.query(Static) if widget.display)
+        return "\n".join(self.transcript.render_line(y).text for y in range(self.transcript.size.height))
 
 
 @asynccontextmanager
 async def talk(model: Path) -> AsyncIterator[Talk]:
     inbox = Inbox()
-    with Engine(inbox.put) as engine:
+    with Engine(inbox.put) as engine, memory_store() as store:
         engine.load(model, OPTIONS.load)
-        async with ChatApp(engine, inbox, model, OPTIONS).run_test() as pilot:
+        async with ChatApp(engine, inbox, store, model, OPTIONS).run_test() as pilot:
             yield Talk(pilot, engine)
 
 
@@ -70,9 +87,9 @@ async def test_a_thought_and_an_answer(scripted: Path) -> None:
     async with talk(scripted) as chat:
         await chat.say("T")
         await chat.replies(1)
-        title = str(chat.screen.query_one(ThoughtTitle).visual)
+        title = chat.turn.thoughts[0].title
         assert re.fullmatch(r"▸ Thought for \d+\.\d\d seconds - \d+ tokens", title)
-        assert [prose.source.strip() for prose in chat.screen.query(Prose)] == ["It is 42."]
+        assert chat.turn.answer == ["It is 42."]
 
 
 async def test_stopping_what_never_ends(scripted: Path) -> None:
@@ -81,11 +98,11 @@ async def test_stopping_what_never_ends(scripted: Path) -> None:
         await chat.until(lambda: "la lila" in chat.drawn())
         await chat.pilot.press("escape")
         await chat.replies(1)
-        assert chat.screen.session.messages[-1].stop_reason == "stopped"
-        assert chat.screen.session.messages[-1].content.startswith("la lila lila")
+        assert chat.last.stop_reason == "stopped"
+        assert chat.last.content.startswith("la lila lila")
         await chat.say("Q")
         await chat.replies(2)
-        assert chat.screen.session.messages[-1].content == "xyz"
+        assert chat.last.content == "xyz"
 
 
 async def test_answering_now(scripted: Path) -> None:
@@ -94,8 +111,8 @@ async def test_answering_now(scripted: Path) -> None:
         await chat.until(lambda: "hmm and hmm" in chat.drawn())
         await chat.pilot.press("ctrl+n")
         await chat.replies(1)
-        assert "asked to answer" in str(chat.screen.query_one(ThoughtTitle).visual)
-        assert chat.screen.session.messages[-1].content == "So yes."
+        assert "asked to answer" in chat.turn.thoughts[0].title
+        assert chat.last.content == "So yes."
 
 
 async def test_an_engine_killed_mid_reply(scripted: Path) -> None:
@@ -105,19 +122,19 @@ async def test_an_engine_killed_mid_reply(scripted: Path) -> None:
         assert chat.engine.pid is not None
         os.kill(chat.engine.pid, signal.SIGKILL)
         await chat.replies(1)
-        assert "SIGKILL" in str(chat.screen.query_one(Notice).visual)
-        assert chat.screen.session.messages[-1].stop_reason == "failed"
+        assert "SIGKILL" in chat.turn.notes[0]
+        assert chat.last.stop_reason == "failed"
         await chat.say("T")
         await chat.replies(2)
-        assert chat.screen.session.messages[-1].content == "It is 42."
+        assert chat.last.content == "It is 42."
 
 
 async def test_a_file_that_is_no_model(tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF" + bytes(100))
     async with talk(broken) as chat:
-        await chat.until(lambda: bool(chat.screen.query(Notice)))
-        assert "broken.gguf" in str(chat.screen.query_one(Notice).visual)
+        await chat.until(lambda: bool(chat.remarks))
+        assert "broken.gguf" in chat.remarks[0]
         await chat.say("T")
-        await chat.until(lambda: len(chat.screen.query(Notice)) == 2)
+        await chat.until(lambda: len(chat.remarks) == 2)
         assert chat.screen.query_one(Composer).text == "T"

@@ -6,21 +6,19 @@ import asyncio
 
 import pytest
 from textual.widgets import Footer, Static
-from tui_stage import MODEL, STEPS, Stage, answers, converse, shown, status, titles
+from tui_stage import MODEL, STEPS, Stage, answers, converse, notes, shown, status, titles
 
 from ftllm.chat.options import ChatOptions, LoadSettings, ReplyOptions
 from tui.screens.keys import KeysScreen
+from tui.turns import UserTurn
 from tui.widgets.composer import Composer
-from tui.widgets.thought import ThoughtTail
-from tui.widgets.transcript import Transcript
-from tui.widgets.turns import Notice, UserTurn, Welcome
 
 
 async def test_the_composer_is_usable_while_the_model_loads() -> None:
     stage = Stage()
     async with stage.app.run_test() as pilot:
         assert stage.app.focused is stage.screen.query_one(Composer)
-        assert stage.screen.query(Welcome)
+        assert "Ask it something." in stage.drawn()
         await pilot.press(*"Hello", "enter")
         await stage.settle(pilot)
         assert stage.engine.asked == []
@@ -29,7 +27,7 @@ async def test_the_composer_is_usable_while_the_model_loads() -> None:
         await stage.settle(pilot)
         assert stage.engine.asked == [[{"role": "user", "content": "Hello"}]]
         assert not stage.screen.query_one("#queue").display
-        assert not stage.screen.query(Welcome)
+        assert "▌ Hello" in stage.drawn()
 
 
 async def test_a_message_is_sent_with_the_options() -> None:
@@ -91,8 +89,8 @@ async def test_typing_goes_to_the_composer_wherever_the_focus_is() -> None:
         stage.engine.ready()
         await stage.settle(pilot)
         await converse(stage, pilot)
-        await pilot.press("shift+tab", *"half?")
-        assert stage.screen.query_one(Composer).text == "half?"
+        await pilot.press("shift+tab", *"Why?")
+        assert stage.screen.query_one(Composer).text == "Why?"
         assert stage.app.focused is stage.screen.query_one(Composer)
         await pilot.press("shift+tab", "escape")
         assert stage.app.focused is stage.screen.query_one(Composer)
@@ -111,9 +109,9 @@ async def test_escape_stops_and_keeps_what_there_is() -> None:
         await stage.settle(pilot)
         assert stage.engine.stops == 1
         assert not stage.screen.busy
-        assert answers(stage) == ["one, two, "]
-        assert shown(stage.screen.query_one(Notice)) == "Stopped."
-        last = stage.screen.session.messages[-1]
+        assert answers(stage) == ["one, two,"]
+        assert notes(stage) == ["Stopped."]
+        last = stage.screen.conversation.messages[-1]
         assert (last.content, last.stop_reason) == ("one, two,", "stopped")
         await pilot.press("escape")
         assert stage.engine.stops == 1
@@ -153,7 +151,7 @@ async def test_a_message_written_meanwhile_waits_its_turn() -> None:
         await stage.settle(pilot)
         assert [asked[-1]["content"] for asked in stage.engine.asked] == ["One", "Two"]
         assert shown(stage.screen.query_one("#queue", Static)) == "Next: Three"
-        assert len(stage.screen.query(UserTurn)) == 2
+        assert sum(isinstance(turn, UserTurn) for turn in stage.transcript.turns) == 2
 
 
 async def test_stopping_hands_queued_messages_back() -> None:
@@ -192,12 +190,12 @@ async def test_an_engine_that_dies_leaves_the_session_open() -> None:
         stage.clock.now += 2
         stage.engine.crash()
         await stage.settle(pilot)
-        text = shown(stage.screen.query_one(Notice))
+        (text,) = notes(stage)
         assert "the engine's process has died (signal 9)" in text
         assert "ggml: out of memory" in text
         assert titles(stage) == ["▸ Thought for 2.00 seconds - interrupted"]
         assert "failed" in status(stage)
-        assert stage.screen.session.messages[-1].content == "partial"
+        assert stage.screen.conversation.messages[-1].content == "partial"
         await stage.say(pilot, "Two")
         assert len(stage.engine.asked) == 2
         stage.engine.text("hello again")
@@ -213,7 +211,7 @@ async def test_a_load_that_fails_is_tried_again_with_the_next_message() -> None:
         await stage.say(pilot, "Hello")
         stage.engine.fail_to_load()
         await stage.settle(pilot)
-        assert "nano.gguf is cut short" in shown(stage.screen.query_one(Notice))
+        assert "nano.gguf is cut short" in notes(stage)[0]
         assert stage.screen.query_one(Composer).text == "Hello"
         assert stage.engine.loads == []
         await pilot.press("enter")
@@ -231,7 +229,7 @@ async def test_an_engine_that_cannot_be_asked() -> None:
         stage.engine.refuse = True
         await stage.say(pilot, "Hello")
         await stage.settle(pilot)
-        assert "no process can be started" in shown(stage.screen.query_one(Notice))
+        assert "no process can be started" in notes(stage)[0]
         assert not stage.screen.busy
 
 
@@ -321,5 +319,5 @@ async def test_resizing_while_it_streams() -> None:
             await pilot.resize_terminal(*size)
             stage.engine.play([])
             await stage.settle(pilot)
-        assert stage.screen.query_one(Transcript).at_end
-        assert shown(stage.screen.query_one(ThoughtTail)).split("\n")[-1] == STEPS[-1].strip()
+        assert stage.transcript.at_end
+        assert "│ " + STEPS[-1].strip() in stage.drawn()

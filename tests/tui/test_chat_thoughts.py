@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tui_stage import STEPS, Stage, answers, converse, shown, titles
+from tui_stage import STEPS, Stage, answers, converse, replies, titles
 
 from ftllm.chat.options import ChatOptions
-from tui.widgets.prose import Prose
-from tui.widgets.thought import ThoughtPane, ThoughtTail, ThoughtTitle
-from tui.widgets.transcript import Transcript
 
 
 async def test_a_thought_while_it_lasts() -> None:
@@ -20,18 +17,16 @@ async def test_a_thought_while_it_lasts() -> None:
         stage.engine.think(*STEPS)
         await stage.settle(pilot)
         stage.clock.now += 3.1
-        await stage.until(pilot, lambda: titles(stage) != ["▾ Thinking for 0.0 seconds"])
-        assert titles(stage) == ["▾ Thinking for 3.1 seconds"]
-        tail = stage.screen.query_one(ThoughtTail)
-        assert tail.size.height == 12
-        assert shown(tail).split("\n") == [step.strip() for step in STEPS[-12:]]
+        await stage.until(pilot, lambda: titles(stage) != ["▾ Thinking for 0.0 seconds - 40 tokens"])
+        assert titles(stage) == ["▾ Thinking for 3.1 seconds - 40 tokens"]
+        assert [line for line in stage.drawn() if "│" in line] == [f"│ {step.strip()}" for step in STEPS[-12:]]
         stage.clock.now += 0.5
-        await stage.until(pilot, lambda: titles(stage) == ["▾ Thinking for 3.6 seconds"])
+        await stage.until(pilot, lambda: titles(stage) == ["▾ Thinking for 3.6 seconds - 40 tokens"])
         stage.engine.end_thought()
         stage.engine.text("933")
         await stage.settle(pilot)
         assert titles(stage) == ["▸ Thought for 7.40 seconds - 312 tokens"]
-        assert not tail.display
+        assert not any("│" in line for line in stage.drawn())
         assert answers(stage) == ["933"]
 
 
@@ -43,8 +38,8 @@ async def test_a_thought_can_start_closed() -> None:
         await stage.say(pilot, "Think!")
         stage.engine.think(*STEPS)
         await stage.settle(pilot)
-        assert titles(stage) == ["▸ Thinking for 0.0 seconds"]
-        assert not stage.screen.query_one(ThoughtTail).display
+        assert titles(stage) == ["▸ Thinking for 0.0 seconds - 40 tokens"]
+        assert not any("│" in line for line in stage.drawn())
 
 
 async def test_an_empty_thought_leaves_no_trace() -> None:
@@ -76,9 +71,10 @@ async def test_a_thought_touched_stays_as_it_is() -> None:
         stage.engine.text("933")
         stage.engine.done()
         await stage.settle(pilot)
-        pane = stage.screen.query_one(ThoughtPane)
-        assert pane.is_open
-        assert pane.query_one(Prose).source == "".join(STEPS).strip()
+        await pilot.resize_terminal(80, 80)
+        await stage.settle(pilot)
+        assert titles(stage) == ["▾ Thought for 7.40 seconds - 312 tokens"]
+        assert [line for line in stage.drawn() if "│" in line] == [f"│ {step.strip()}" for step in STEPS]
 
 
 @pytest.mark.parametrize("how", ["enter", "space", "click"])
@@ -88,12 +84,11 @@ async def test_one_thought_opens_and_closes(how: str) -> None:
 
         async def toggle() -> None:
             if how == "click":
-                stage.screen.query(ThoughtTitle).last().scroll_visible(animate=False)
-                await pilot.pause()
-                await pilot.click(stage.screen.query(ThoughtTitle).last())
+                await pilot.click(stage.transcript, offset=(6, stage.row("Thought for")))
             else:
-                stage.screen.query(ThoughtTitle).last().focus()
+                stage.transcript.focus()
                 await pilot.pause()  # the focus moves with the next message
+                stage.transcript.select(replies(stage)[-1])
                 await pilot.press(how)
             await stage.settle(pilot)
 
@@ -101,14 +96,17 @@ async def test_one_thought_opens_and_closes(how: str) -> None:
         await stage.settle(pilot)
         await converse(stage, pilot)
         await converse(stage, pilot)
-        first, second = stage.screen.query(ThoughtPane)
+        await pilot.press("pageup")
+        await pilot.press("pagedown")
+        first, second = (turn.thoughts[0] for turn in replies(stage))
+        if how == "click":
+            first, second = second, first  # both are in view, and the first is clicked
         await toggle()
-        assert (first.is_open, second.is_open) == (False, True)
-        assert second.query_one(Prose).display
-        assert titles(stage)[1].startswith("▾ Thought for 7.40 seconds")
+        assert (first.open, second.open) == (False, True)
+        assert "│ " + STEPS[0].strip() in stage.drawn()
         await toggle()
-        assert (first.is_open, second.is_open) == (False, False)
-        assert not second.query_one(Prose).display
+        assert (first.open, second.open) == (False, False)
+        assert not any("│" in line for line in stage.drawn())
 
 
 async def test_all_thoughts_open_and_close() -> None:
@@ -119,9 +117,9 @@ async def test_all_thoughts_open_and_close() -> None:
         await converse(stage, pilot)
         await converse(stage, pilot)
         await pilot.press("ctrl+t")
-        assert [pane.is_open for pane in stage.screen.query(ThoughtPane)] == [True, True]
+        assert [turn.thoughts[0].open for turn in replies(stage)] == [True, True]
         await pilot.press("ctrl+t")
-        assert [pane.is_open for pane in stage.screen.query(ThoughtPane)] == [False, False]
+        assert [turn.thoughts[0].open for turn in replies(stage)] == [False, False]
 
 
 async def test_opening_a_thought_keeps_its_title_in_place() -> None:
@@ -130,16 +128,15 @@ async def test_opening_a_thought_keeps_its_title_in_place() -> None:
         stage.engine.ready()
         await stage.settle(pilot)
         await converse(stage, pilot)
-        title = stage.screen.query_one(ThoughtTitle)
-        row = title.region.y
-        await pilot.click(title)
+        row = stage.row("Thought for")
+        await pilot.click(stage.transcript, offset=(6, row))
         await stage.settle(pilot)
-        assert title.region.y == row
-        assert not stage.screen.query_one(Transcript).at_end
-        await pilot.click(title)
+        assert stage.row("▾ Thought for") == row
+        assert not stage.transcript.at_end
+        await pilot.click(stage.transcript, offset=(6, row))
         await stage.settle(pilot)
-        assert stage.screen.query_one(Transcript).at_end
+        assert stage.transcript.at_end
         await stage.say(pilot, "Next")
         stage.engine.text(*("line\n\n" for _ in range(40)))
         await stage.settle(pilot)
-        assert stage.screen.query_one(Transcript).at_end
+        assert stage.transcript.at_end

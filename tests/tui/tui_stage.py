@@ -25,15 +25,15 @@ from ftllm.chat.events import (
     ThinkStart,
 )
 from ftllm.chat.options import ChatOptions, LoadSettings, ReplyOptions
+from ftllm.chat.store import memory_store
 from ftllm.errors import WorkError
 from tui.app import ChatApp
 from tui.inbox import Inbox
 from tui.screens.chat import ChatScreen
+from tui.turns import Remark, ReplyTurn
 from tui.widgets.composer import Composer
-from tui.widgets.prose import Prose
 from tui.widgets.status import StatusLine
-from tui.widgets.thought import ThoughtTitle
-from tui.widgets.turns import ReplyTurn
+from tui.widgets.transcript import Transcript
 
 MODEL = Path("models/nano-ft-Q4_K_M.gguf")
 
@@ -129,7 +129,8 @@ class Stage:
         self.clock = Clock()
         inbox = Inbox()
         self.engine = Replay(inbox, self.clock)
-        self.app = ChatApp(self.engine, inbox, MODEL, options or ChatOptions(), self.clock)
+        self.store = memory_store()
+        self.app = ChatApp(self.engine, inbox, self.store, MODEL, options or ChatOptions(), self.clock)
 
     @property
     def screen(self) -> ChatScreen:
@@ -138,9 +139,22 @@ class Stage:
         assert isinstance(screen, ChatScreen)
         return screen
 
+    @property
+    def transcript(self) -> Transcript:
+        return self.screen.query_one(Transcript)
+
     def title(self) -> str:
         """The title of the last thought, as drawn."""
-        return str(self.screen.query(ThoughtTitle).last().visual)
+        return titles(self)[-1]
+
+    def drawn(self) -> list[str]:
+        """The lines of the transcript that are in view, without the space and the selection's bar around them."""
+        lines = (self.transcript.render_line(y).text for y in range(self.transcript.size.height))
+        return [line.replace("┃", " ").strip() for line in lines]
+
+    def row(self, text: str) -> int:
+        """The line of the view that holds a text."""
+        return next(y for y, line in enumerate(self.drawn()) if text in line)
 
     async def until(self, pilot: Pilot[None], holds: Callable[[], bool], seconds: float = 20.0) -> None:
         """Wait for what the screen comes to by itself."""
@@ -171,8 +185,20 @@ def shown(widget: Static) -> str:
     return str(widget.visual)
 
 
+def replies(stage: Stage) -> list[ReplyTurn]:
+    return [turn for turn in stage.transcript.turns if isinstance(turn, ReplyTurn)]
+
+
 def titles(stage: Stage) -> list[str]:
-    return [shown(title) for title in stage.screen.query(ThoughtTitle)]
+    """Of all thoughts, as drawn."""
+    return [line for line in stage.drawn() if line.startswith(("▾ ", "▸ "))]
+
+
+def notes(stage: Stage) -> list[str]:
+    """What the program says about replies, and by itself."""
+    return [note for turn in replies(stage) for note in turn.notes] + [
+        turn.text for turn in stage.transcript.turns if isinstance(turn, Remark)
+    ]
 
 
 def status(stage: Stage) -> str:
@@ -180,7 +206,7 @@ def status(stage: Stage) -> str:
 
 
 def answers(stage: Stage) -> list[str]:
-    return [prose.source for prose in stage.screen.query(Prose) if isinstance(prose.parent, ReplyTurn)]
+    return ["".join(turn.answer) for turn in replies(stage)]
 
 
 async def converse(stage: Stage, pilot: Pilot[None], text: str = "What is 347 + 586?") -> None:

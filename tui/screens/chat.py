@@ -19,24 +19,22 @@ from textual.widgets import Footer, Static
 from ftllm.chat.events import AnyEvent, Done, Failed, Loaded
 from ftllm.chat.options import ChatOptions
 from ftllm.chat.remote import Target
-from ftllm.chat.session import Reply, Session
+from ftllm.chat.store import Node, Store
 from ftllm.errors import UserError
+from tui.conversation import NO_REPLY, Conversation
 from tui.inbox import Inbox
 from tui.meter import Meter
 from tui.screens.keys import KeysScreen
 from tui.talker import Talker
 from tui.text import one_line, without_controls
+from tui.thought import ThoughtMode
+from tui.turns import Remark, ReplyTurn, Turn, UserTurn, failure_text
 from tui.widgets.composer import Composer
 from tui.widgets.status import StatusLine
-from tui.widgets.thought import ThoughtPane
-from tui.widgets.transcript import EndMarker, Moved, Transcript
-from tui.widgets.turns import Notice, ReplyTurn, UserTurn, failure_text
+from tui.widgets.transcript import Clicked, EndMarker, Moved, Transcript
 
 CLOCK_SECONDS = 0.1
 """How often the clock of a thought moves when nothing else does."""
-
-NO_REPLY = -1
-"""The number of a reply the engine could not be asked for."""
 
 
 def rest_after(paint_seconds: float) -> float:
@@ -50,6 +48,7 @@ class ChatScreen(Screen[None]):
     Args:
         talker: the engine, already told to load the model.
         inbox: where the engine leaves its events.
+        store: where conversations are kept.
         model: the model.
         options: how it was loaded and how replies are made.
         clock: seconds, for what is timed on the screen.
@@ -72,28 +71,27 @@ class ChatScreen(Screen[None]):
         self,
         talker: Talker,
         inbox: Inbox,
+        store: Store,
         model: Target,
         options: ChatOptions,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
-        self.session = Session(system=options.system)
+        self.conversation = Conversation(store, talker, model, options)
         self._talker = talker
         self._inbox = inbox
-        self._model = model
         self._options = options
         self._clock = clock
         self._meter = Meter(model.stem)
+        self._mode: ThoughtMode = "auto" if options.show_thoughts else "closed"
         self._loaded = False
         self._load_failed = False
         self._queue: list[str] = []
-        self._number = 0
-        self._reply: Reply | None = None
         self._turn: ReplyTurn | None = None
 
     def compose(self) -> ComposeResult:
         with Container(id="view"):
-            yield Transcript(self._model.stem)
+            yield Transcript(self.conversation.model.stem)
             yield EndMarker()
         yield Static(id="queue", markup=False)
         yield Composer()
@@ -107,10 +105,22 @@ class ChatScreen(Screen[None]):
         self._show_figures()
         self.run_worker(self._follow(), name="follow")
 
+    def on_unmount(self) -> None:
+        """Keep what there is."""
+        with suppress(UserError):
+            self.conversation.close()
+
+    @property
+    def transcript(self) -> Transcript:
+        """Where the conversation is shown."""
+        return self.query_one(Transcript)
+
     @property
     def busy(self) -> bool:
         """Whether a reply is under way."""
         return self._turn is not None
+
+    # The engine's events
 
     async def _follow(self) -> None:
         """Take the engine's events as they come; paint what they change a few times a second."""
@@ -118,9 +128,9 @@ class ChatScreen(Screen[None]):
             await self._inbox.wait(CLOCK_SECONDS if self._turn and self._turn.live_thought else None)
             began = time.perf_counter()
             for event in self._inbox.drain():
-                await self._take(event)
+                self._take(event)
             if self._turn is not None:
-                await self._turn.paint()
+                self.transcript.redraw(self._turn)
             self._show_figures()
             await self._drawn()
             await asyncio.sleep(rest_after(time.perf_counter() - began))
@@ -132,64 +142,100 @@ class ChatScreen(Screen[None]):
             with suppress(TimeoutError):
                 await asyncio.wait_for(drawn.wait(), 1)
 
-    async def _take(self, event: AnyEvent) -> None:
+    def _take(self, event: AnyEvent) -> None:
         if event.reply == 0:
             self._meter.take(event)
             if isinstance(event, Loaded):
                 self._loaded, self._load_failed = True, False
-                await self._send_next()
+                self._send_next()
             elif isinstance(event, Failed):
                 self._load_failed = not self._loaded
-                await self.query_one(Transcript).add(Notice(failure_text(event), "failure"))
+                self._remark(failure_text(event), failure=True)
                 self._return_queue()
-        elif event.reply == self._number and self._reply is not None and self._turn is not None:
+            return
+        try:
+            taken = self.conversation.take(event)
+        except UserError as error:
+            taken = True
+            self._tell(error)
+        if taken and self._turn is not None:
             self._meter.take(event)
-            self._reply.feed(event)
-            await self._turn.take(event)
+            self._turn.take(event)
             if isinstance(event, Done | Failed):
-                await self._end_reply(event)
+                self._end_reply(event)
 
-    async def _end_reply(self, event: Done | Failed) -> None:
-        if self._reply is not None:
-            self.session.answered(self._reply)
-        self._reply = self._turn = None
+    def _end_reply(self, event: Done | Failed) -> None:
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            self.transcript.redraw(turn)
         self.refresh_bindings()
         if isinstance(event, Done) and event.reason != "stopped":
-            await self._send_next()
+            self._send_next()
         else:
             self._return_queue()
 
+    # Sending
+
     @on(Composer.Sent)
-    async def _sent(self, event: Composer.Sent) -> None:
+    def _sent(self, event: Composer.Sent) -> None:
         """Send the message, or keep it until the engine is free."""
         self._queue.append(event.text)
         if self._load_failed:
             self._load_failed = False
-            try:
-                self._talker.load(self._model, self._options.load)
-            except UserError as error:
-                self._inbox.put(Failed(0.0, 0, error.message, error.hint, error.exit_code))
+            self._load()
         if self._loaded and not self.busy:
-            await self._send_next()
+            self._send_next()
         self._show_queue()
-        self.query_one(Transcript).to_end()
+        self.transcript.to_end()
 
-    async def _send_next(self) -> None:
+    def _load(self) -> None:
+        try:
+            self._talker.load(self.conversation.model, self._options.load)
+        except UserError as error:
+            self._inbox.put(Failed(0.0, 0, error.message, error.hint, error.exit_code))
+
+    def _send_next(self) -> None:
         """Send the first message of the queue, if there is one."""
         if not self._queue or self.busy:
             return
         text = self._queue.pop(0)
         self._show_queue()
-        self.session.ask(text)
-        self._reply, self._turn = Reply(), ReplyTurn(self._clock, show_thoughts=self._options.show_thoughts)
+        before = len(self.conversation.nodes)
+        self._ask(lambda: self.conversation.ask(text))
+        if self.busy:
+            asked = self.conversation.nodes[before]
+            turn, self._turn = self._turn, self._turn
+            assert turn is not None
+            self.transcript.add(UserTurn(text, asked.id), turn)
+
+    def _ask(self, asking: Callable[[], object]) -> None:
+        """Ask the engine for a reply; what goes wrong is told."""
+        try:
+            asking()
+        except UserError as error:
+            if not self.conversation.busy:
+                self._tell(error)
+                return
+            self._inbox.put(Failed(0.0, NO_REPLY, error.message, error.hint, error.exit_code))
+        last = self.conversation.nodes[-1]
+        self._turn = ReplyTurn(
+            self._clock,
+            node=last.id,
+            branch=(last.branch, last.branches),
+            mode=self._mode,
+            budget=self.conversation.options.think_budget,
+        )
         self._meter.asked()
         self.refresh_bindings()
-        await self.query_one(Transcript).add(UserTurn(text), self._turn)
-        try:
-            self._number = self._talker.generate(self.session.context(), self._options.reply)
-        except UserError as error:
-            self._number = NO_REPLY
-            self._inbox.put(Failed(0.0, NO_REPLY, error.message, error.hint, error.exit_code))
+
+    def _turns(self, nodes: list[Node]) -> list[Turn]:
+        turns: list[Turn] = []
+        for node in nodes:
+            if node.message.role == "user":
+                turns.append(UserTurn(node.message.content, node.id, (node.branch, node.branches)))
+            else:
+                turns.append(ReplyTurn.of(node, self._clock, self._mode))
+        return turns
 
     def _return_queue(self) -> None:
         """Messages that were not sent go back to the composer."""
@@ -210,6 +256,14 @@ class ChatScreen(Screen[None]):
         if status.figures.state != self._meter.figures.state:
             self.refresh_bindings()
         status.figures = self._meter.figures
+
+    def _remark(self, text: str, *, failure: bool = False) -> None:
+        self.transcript.add(Remark(text, failure=failure))
+
+    def _tell(self, error: UserError) -> None:
+        self._remark("\n".join(filter(None, [error.message, error.hint])), failure=True)
+
+    # Actions
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Offer only what can be done now."""
@@ -234,19 +288,19 @@ class ChatScreen(Screen[None]):
         """End the thought and go on to the answer."""
         self._talker.answer_now()
 
-    async def action_toggle_thoughts(self) -> None:
+    def action_toggle_thoughts(self) -> None:
         """Close all thoughts where any is open, else open all."""
-        panes = list(self.query(ThoughtPane))
-        opening = not any(pane.is_open for pane in panes)
-        self.query_one(Transcript).stay()
-        for pane in panes:
-            await pane.set_open(opening)
+        thoughts = [thought for turn in self.transcript.turns for thought in turn.thoughts]
+        opening = not any(thought.open for thought in thoughts)
+        for thought in thoughts:
+            thought.choose(opening)
+        self.transcript.redraw_all()
 
     def action_copy_reply(self) -> None:
         """The last reply, without its thought, to the clipboard."""
-        replies = [message.content for message in self.session.messages if message.role == "assistant"]
-        if self._reply is not None:
-            replies.append(self._reply.message.content)
+        replies = [message.content for message in self.conversation.messages if message.role == "assistant"]
+        if self.conversation.recorder is not None:
+            replies.append(self.conversation.recorder.message.content)
         text = next((reply for reply in reversed(replies) if reply), "")
         if text:
             self.app.copy_to_clipboard(without_controls(text))
@@ -256,30 +310,39 @@ class ChatScreen(Screen[None]):
 
     def action_scroll_pages(self, pages: int) -> None:
         """Move the transcript by whole pages."""
-        transcript = self.query_one(Transcript)
-        transcript.scroll_relative(y=pages * max(transcript.size.height - 2, 1), animate=False)
+        self.transcript.scroll_relative(y=pages * max(self.transcript.size.height - 2, 1), animate=False)
 
     def action_to_start(self) -> None:
         """Show the first turn."""
-        self.query_one(Transcript).scroll_home(animate=False)
+        self.transcript.scroll_home(animate=False)
 
     @on(EndMarker.Pressed)
     def action_to_end(self) -> None:
         """Show the last line and follow it."""
-        self.query_one(Transcript).to_end()
+        self.transcript.to_end()
 
     def action_keys(self) -> None:
         """Show every key."""
         self.app.push_screen(KeysScreen([*self.BINDINGS, *self.app.BINDINGS]))
 
     def on_key(self, event: events.Key) -> None:
-        """What is typed while a thought has the focus is meant for the composer; a space opens or closes."""
-        if event.character and event.is_printable and not event.character.isspace():
+        """What is typed while reading is meant for the composer, unless it is a key of the transcript."""
+        if event.character and event.is_printable and event.key not in self.active_bindings:
             event.stop()
             composer = self.query_one(Composer)
             composer.focus()
             composer.insert(event.character)
 
+    @on(Clicked)
+    def _clicked(self, event: Clicked) -> None:
+        if event.what == "thought" and event.turn.thoughts:
+            opening = not any(thought.open for thought in event.turn.thoughts)
+            for thought in event.turn.thoughts:
+                thought.choose(opening)
+            self.transcript.redraw(event.turn, hold=True)
+        elif event.what == "link":
+            self.app.open_url(event.value)
+
     @on(Moved)
     def _show_marker(self) -> None:
-        self.query_one(EndMarker).display = not self.query_one(Transcript).at_end
+        self.query_one(EndMarker).display = not self.transcript.at_end

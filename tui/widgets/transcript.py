@@ -1,86 +1,385 @@
-"""The conversation, scrolled by the person or following its end."""
+"""The conversation on the screen: one view over lines that are drawn when they are first seen, and kept."""
 
 from __future__ import annotations
 
-from textual import events, on
-from textual.app import ComposeResult
-from textual.containers import Vertical, VerticalScroll
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, ClassVar
+
+from rich.cells import cell_len
+from rich.segment import Segment
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.geometry import Size
 from textual.message import Message
-from textual.widget import Widget
+from textual.scroll_view import ScrollView
+from textual.selection import Selection
+from textual.strip import Strip
 from textual.widgets import Static
 
-from tui.widgets.thought import ThoughtTitle
-from tui.widgets.turns import Welcome
+from tui.look import GUTTER, NAMES, Look, Page
+from tui.turns import Turn
+
+KEPT_LINES = 4000
+"""Lines of drawn turns that are kept; the others are drawn again when they come into view."""
 
 
 class Moved(Message):
     """The view or what it shows has moved: the end may have come into view or left it."""
 
 
-class Turns(Vertical):
-    """The turns, at least as high as the view: a scroll anchored to the end of less would go above the first line."""
+@dataclass
+class Clicked(Message):
+    """Something in a turn was clicked: its `thought`, a `branch` step, a block of `code`, or a `link`."""
 
-    def on_resize(self) -> None:
-        """The conversation has become longer or shorter."""
-        self.post_message(Moved())
+    turn: Turn
+    what: str
+    value: Any
 
 
-class Transcript(VerticalScroll, can_focus=False):
-    """Follows the end until the person scrolls away, and again once they have come back.
+class Transcript(ScrollView, can_focus=True):
+    """Turns, oldest first. Follows the end until the person scrolls away, and again once they have come back.
 
-    Args:
-        model: the model's name, shown while nothing has been said.
+    How high a turn is that was never seen is estimated; when it is drawn, the view holds the lines it shows.
+
+    Attributes:
+        turns: what there is, to be changed by the methods only.
+        selected: the turn that keys act on while the transcript has the focus.
     """
 
-    def __init__(self, model: str) -> None:
+    FOCUS_ON_CLICK = False  # the composer keeps what is typed next
+    COMPONENT_CLASSES: ClassVar[set[str]] = {f"transcript--{name}" for name in NAMES}
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up,k", "select(-1)", "Previous message", show=False),
+        Binding("down,j", "select(1)", "Next message", show=False),
+        Binding("enter,space", "toggle_thought", "Thought", tooltip="Open or close the message's thought"),
+    ]
+
+    def __init__(self, empty: str) -> None:
         super().__init__()
-        self._model = model
+        self.turns: list[Turn] = []
+        self.selected: Turn | None = None
+        self._empty = empty
+        self._page: Page | None = None
+        self._heights: list[int] = []
+        self._tops: list[int] = [0]  # of each turn, and the end
+        self._drawn: OrderedDict[Turn, list[Strip]] = OrderedDict()
+        self._following = True
+        self._own_scroll = False
+        self._place: tuple[Turn, int] | None = None  # what to show at the top once the size is known
 
-    def compose(self) -> ComposeResult:
-        with Turns():
-            yield Welcome(self._model)
+    # What is shown
 
-    def on_mount(self) -> None:
-        """Follow the end from the start."""
-        self.anchor()
-        self.watch(self, "scroll_y", self._scrolled, init=False)
+    def show(self, turns: Sequence[Turn], place: tuple[int, int] | None = None) -> None:
+        """Show these turns instead.
 
-    def on_resize(self) -> None:
-        """The view has another size."""
-        self.post_message(Moved())
+        Args:
+            place: the index of the turn at the top of the view and how many of its lines are above it; None: the end.
+        """
+        self.turns = list(turns)
+        self.selected = None
+        self._drawn.clear()
+        known = place is not None and 0 <= place[0] < len(self.turns)
+        self._following = not known
+        self._place = (self.turns[place[0]], place[1]) if known and place is not None else None
+        self._measure()
+
+    def add(self, *turns: Turn) -> None:
+        """Put turns at the end."""
+        self.turns += turns
+        self._heights += [self._height(turn) for turn in turns]
+        self._arrange()
+        self.refresh()
+
+    def redraw(self, turn: Turn, *, hold: bool = False) -> None:
+        """The turn has changed; with `hold`, the first line in view stays even where the end was followed."""
+        self._drawn.pop(turn, None)
+        if self._page is None or turn not in self.turns:
+            return
+        index = len(self.turns) - 1 if turn is self.turns[-1] else self.turns.index(turn)
+        self._heights[index] = len(self._lines(turn))
+        self._following &= not hold
+        self._arrange()
+        if hold:
+            self._following = self.at_end
+        if self._tops[index] < self.scroll_offset.y + self.size.height:
+            self.refresh()
+
+    def redraw_all(self) -> None:
+        """Every turn may have changed; the first line in view stays."""
+        self._place = self._at_top()
+        self._drawn.clear()
+        self._measure()
+
+    # Where it is
 
     @property
     def at_end(self) -> bool:
         """Whether the last line of text can be seen; the line under it is blank."""
         return self.scroll_y >= self.max_scroll_y - 1
 
-    async def add(self, *turns: Widget) -> None:
-        """Put turns at the end."""
-        inner = self.query_one(Turns)
-        await inner.query(Welcome).remove()
-        await inner.mount(*turns)
-
-    def stay(self) -> None:
-        """Hold the present place although the content is about to grow or shrink; follow on where it is the end."""
-        self.release_anchor()
-        self.call_after_refresh(self._follow_on)
-
-    def _follow_on(self) -> None:
-        if self.is_vertical_scroll_end:
-            self.to_end()
+    @property
+    def place(self) -> tuple[int, int] | None:
+        """For `show` to come back to; None when it is the end."""
+        top = self._at_top()
+        return None if self._following or top is None else (self.turns.index(top[0]), top[1])
 
     def to_end(self) -> None:
         """Show the end and follow it."""
-        self.anchor()
+        self._following = True
+        self._arrange()
 
-    @on(ThoughtTitle.Toggled)
-    async def _toggle_thought(self, event: ThoughtTitle.Toggled) -> None:
-        event.stop()
-        self.stay()
-        await event.pane.toggle()
+    def show_turn(self, turn: Turn) -> None:
+        """Bring a turn into view, or as much of it as fits."""
+        index = self.turns.index(turn)
+        self._know_from(self._tops[index])
+        top, bottom, view = self._tops[index], self._tops[index + 1], self.scroll_offset.y
+        if top < view or (bottom > view + self.size.height and top > view + 1):
+            self._following = False
+            self._resize()
+            self._scroll(max(min(top - 1, bottom - self.size.height) if bottom - top < self.size.height else top, 0))
+            self._arrange()
+            self._following = self.at_end
 
-    def _scrolled(self) -> None:
+    # Reading it by keys
+
+    def action_select(self, step: int) -> None:
+        """Select the message before or after."""
+        messages = [turn for turn in self.turns if turn.node is not None]
+        if not messages:
+            return
+        here = messages.index(self.selected) if self.selected in messages else len(messages)
+        self.select(messages[min(max(here + step, 0), len(messages) - 1)])
+
+    def select(self, turn: Turn | None) -> None:
+        """Let keys act on this turn."""
+        self.selected = turn
+        if turn is not None:
+            self.show_turn(turn)
+        self.refresh()
+        self.screen.refresh_bindings()
+
+    def action_toggle_thought(self) -> None:
+        """Open or close the thoughts of the selected message."""
+        if self.selected is not None:
+            self.post_message(Clicked(self.selected, "thought", True))
+
+    def on_focus(self) -> None:
+        """There is always a message selected where there are any."""
+        if self.selected not in self.turns:
+            self.action_select(0)
+
+    def on_blur(self) -> None:
+        """The mark goes."""
+        self.refresh()
+
+    # Drawing
+
+    def render_line(self, y: int) -> Strip:
+        """A line of the view."""
+        if self._page is None:
+            return Strip.blank(self.size.width, self.rich_style)
+        line = self.scroll_offset.y + y
+        if not self.turns:
+            return self._welcome(y, self._page)
+        if line >= self._tops[-1]:
+            return self._page.blank
+        index = self._index(line)
+        turn = self.turns[index]
+        lines, inside = self._lines(turn), line - self._tops[index]
+        strip = lines[inside] if inside < len(lines) else self._page.blank
+        if turn is self.selected and self.has_focus and inside < len(lines) - 1:
+            strip = self._marked(strip, self._page)
+        if (selection := self.text_selection) is not None and (span := selection.get_span(line)) is not None:
+            strip = self._highlighted(strip, span)
+        return strip.apply_offsets(0, line)
+
+    def _welcome(self, y: int, page: Page) -> Strip:
+        lines = [("ftllm", page.look["heading"]), (self._empty, page.look["muted"]), ("", page.look["muted"])]
+        lines.append(("Ask it something.", page.look["muted"]))
+        if not 3 <= y < 3 + len(lines):
+            return page.blank
+        text, style = lines[y - 3]
+        left = max((page.total - cell_len(text)) // 2, 0)
+        strip = Strip([Segment(" " * left), Segment(text, style)])
+        return strip.apply_style(page.look.base).adjust_cell_length(page.total, page.look.base)
+
+    def _marked(self, strip: Strip, page: Page) -> Strip:
+        start = page.left - GUTTER
+        mark = Strip([Segment("┃", page.look["selected"] + page.look.base.background_style)])
+        return Strip.join([strip.crop(0, start), mark, strip.crop(start + 1)])
+
+    def _highlighted(self, strip: Strip, span: tuple[int, int]) -> Strip:
+        text = strip.text
+        start = cell_len(text[: span[0]])
+        end = strip.cell_length if span[1] == -1 else cell_len(text[: span[1]])
+        style = self.screen.get_component_rich_style("screen--selection")
+        parts = [strip.crop(0, start), strip.crop(start, end).apply_style(style), strip.crop(end)]
+        return Strip.join([part for part in parts if part.cell_length])
+
+    def _lines(self, turn: Turn) -> list[Strip]:
+        """The turn as drawn."""
+        assert self._page is not None
+        if (lines := self._drawn.get(turn)) is None:
+            lines = self._drawn[turn] = turn.draw(self._page)
+            kept = sum(map(len, self._drawn.values()))
+            while kept > KEPT_LINES and len(self._drawn) > 1:
+                kept -= len(self._drawn.popitem(last=False)[1])
+        else:
+            self._drawn.move_to_end(turn)
+        return lines
+
+    # Measuring
+
+    def _height(self, turn: Turn) -> int:
+        return turn.estimate(self._page) if self._page is not None else 1
+
+    def _measure(self) -> None:
+        """Estimate anew how high everything is, and show the place that is to be shown."""
+        self._heights = [self._height(turn) for turn in self.turns]
+        self._tops = [0, *accumulate(self._heights)]
+        if self._page is not None and self._place is not None:
+            (turn, above), self._place = self._place, None
+            index = self.turns.index(turn)
+            self._know_from(self._tops[index])
+            self._resize()
+            self._scroll(self._tops[index] + min(above, max(self._heights[index] - 1, 0)))
+        self._arrange()
+        self.refresh()
+
+    def _arrange(self) -> None:
+        """Draw what is in view, take its height, and hold the end or the first line in view."""
+        if self._page is None:
+            return
+        if self._following:
+            height, index = 0, len(self.turns)
+            while index and height < self.size.height:
+                index -= 1
+                self._know(index)
+                height += self._heights[index]
+            self._tops = [0, *accumulate(self._heights)]
+            self._resize()
+            self._scroll(self._tops[-1] - self.size.height)
+        else:
+            view = self.scroll_offset.y
+            moved = self._know_from(view)
+            self._resize()
+            if moved:
+                self._scroll(view + moved)
         self.post_message(Moved())
+
+    def _know_from(self, view: int) -> int:
+        """Draw the turns of a view from that line on; by how much more the lines above it are than they were."""
+        first = self._index(view)
+        before, top = (self._heights[first], self._tops[first]) if self.turns else (0, 0)
+        height, index = top - view, first
+        while index < len(self.turns) and height < self.size.height:
+            self._know(index)
+            height += self._heights[index]
+            index += 1
+        self._tops = [0, *accumulate(self._heights)]
+        return self._heights[first] - before if self.turns and top < view else 0
+
+    def _know(self, index: int) -> None:
+        self._heights[index] = len(self._lines(self.turns[index]))
+
+    def _index(self, line: int) -> int:
+        """The turn that a line is in, the last one for lines below."""
+        return max(min(bisect_right(self._tops, line), len(self.turns)) - 1, 0)
+
+    def _at_top(self) -> tuple[Turn, int] | None:
+        """The turn at the top of the view, and how many of its lines are above."""
+        if not self.turns:
+            return None
+        index = self._index(self.scroll_offset.y)
+        return self.turns[index], self.scroll_offset.y - self._tops[index]
+
+    def _resize(self) -> None:
+        size = Size(self.scrollable_content_region.width, self._tops[-1])
+        if self.virtual_size != size:
+            self.virtual_size = size
+
+    def _scroll(self, y: float) -> None:
+        self._own_scroll = True
+        try:
+            self.scroll_to(y=max(y, 0), animate=False, force=True)
+        finally:
+            self._own_scroll = False
+
+    # Events
+
+    def on_resize(self) -> None:
+        """The view has another size, or has one for the first time."""
+        self._take_page()
+
+    def notify_style_update(self) -> None:
+        """The theme has changed."""
+        super().notify_style_update()
+        if self._page is not None:
+            self._page = Page(-1, self._page.look)
+            self.call_after_refresh(self._take_page)
+
+    def _take_page(self) -> None:
+        width = self.scrollable_content_region.width
+        if width <= 0:
+            return
+        if self._page is not None and self._page.total == width:
+            self._arrange()
+            return
+        if self._page is not None and not self._following and self._place is None:
+            self._place = self._at_top()
+        self._page = Page(width, Look.of(self))
+        self._drawn.clear()
+        self._measure()
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        """Whoever scrolls away is left there; whoever comes to the end follows it."""
+        super().watch_scroll_y(old_value, new_value)
+        if round(old_value) != round(new_value) and not self._own_scroll:
+            self._following = self.at_end
+            self._arrange()
+
+    def on_click(self, event: events.Click) -> None:
+        """What was clicked is for the screen to act on."""
+        if not self.turns:
+            return
+        targets = {**event.style.meta, **({"link": event.style.link} if event.style.link else {})}
+        for what in ("thought", "branch", "code", "link"):
+            if what in targets:
+                event.stop()
+                turn = self.turns[self._index(self.scroll_offset.y + event.y)]
+                self.post_message(Clicked(turn, what, targets[what]))
+                return
+
+    # Selecting with the mouse
+
+    def get_selection(self, selection: Selection) -> tuple[str, str] | None:
+        """The text of a selection, without the margin."""
+        if self._page is None or not self.turns:
+            return None
+        left = self._page.left
+        start = selection.start.transpose if selection.start is not None else (0, 0)
+        end = selection.end.transpose if selection.end is not None else (self._tops[-1] - 1, 10**6)
+        texts = []
+        for y in range(start[0], min(end[0], self._tops[-1] - 1) + 1):
+            text = self._text(y)
+            first, last = (start[1] if y == start[0] else 0), (end[1] if y == end[0] else len(text))
+            texts.append(text[max(first, left) : last].rstrip())
+        return "\n".join(texts), "\n"
+
+    def selection_updated(self, selection: Selection | None) -> None:
+        """Show it."""
+        del selection
+        self.refresh()
+
+    def _text(self, line: int) -> str:
+        index = self._index(line)
+        lines = self._lines(self.turns[index])
+        inside = line - self._tops[index]
+        return lines[inside].text if inside < len(lines) else ""
 
 
 class EndMarker(Static):
