@@ -94,7 +94,8 @@ class ChatScreen(Screen[None]):
             yield Transcript(self.conversation.model.stem)
             yield EndMarker()
         yield Static(id="queue", markup=False)
-        yield Composer()
+        with Container(id="writing"):
+            yield Composer()
         yield StatusLine()
         yield Footer(show_command_palette=False)
 
@@ -147,6 +148,7 @@ class ChatScreen(Screen[None]):
             self._meter.take(event)
             if isinstance(event, Loaded):
                 self._loaded, self._load_failed = True, False
+                self.conversation.model_hash = event.fingerprint
                 self._send_next()
             elif isinstance(event, Failed):
                 self._load_failed = not self._loaded
