@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,11 +36,13 @@ from ftllm.chat.events import (
     command_from_json,
     to_json,
 )
+from ftllm.chat.options import LoadSettings
 from ftllm.chat.speaker import Control, Speaker
-from ftllm.errors import UserError
+from ftllm.errors import UserError, WorkError
 from ftllm.llama import native
 from ftllm.llama.identity import fingerprint
-from ftllm.llama.model import Model
+from ftllm.llama.model import Model, fewer_and_fewer
+from ftllm.llama.placement import devices, in_words
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 PROGRESS = 0.1  # seconds between two reports of loading
@@ -158,8 +161,9 @@ class Worker:
                 self._emit(LoadProgress(now, 0, fraction))
             return True
 
-        model = Model.load(path, gpu_layers=settings.gpu_layers, progress=progress)
-        self._speaker = Speaker(model, settings, self._emit)
+        found = devices()
+        speaker = self._speaker = self._load_to_fit(path, settings, progress)
+        model = speaker.model
         self._fingerprint = fingerprint(model.header)
         now = time.monotonic()
         self._emit(
@@ -168,15 +172,29 @@ class Worker:
                 reply=0,
                 path=str(path),
                 description=model.description,
-                n_ctx=self._speaker.context.n_ctx,
+                n_ctx=speaker.context.n_ctx,
                 n_ctx_train=model.n_ctx_train,
                 size_bytes=model.size_bytes,
                 n_params=model.n_params,
                 seconds=now - begun,
                 fingerprint=self._fingerprint,
                 gpu_layers=model.gpu_layers,
+                placement=in_words(model.n_layer, model.gpu_layers, found, speaker.context.n_threads),
             )
         )
+
+    def _load_to_fit(self, path: Path, settings: LoadSettings, progress: Callable[[float], bool]) -> Speaker:
+        """The model and its context; with fewer layers on the GPU where the context does not fit beside them."""
+        layers = settings.gpu_layers
+        while True:
+            model = Model.load(path, gpu_layers=layers, n_ctx=settings.n_ctx, progress=progress)
+            try:
+                return Speaker(model, settings, self._emit)
+            except WorkError:
+                model.close()
+                if settings.gpu_layers != "auto" or model.gpu_layers <= 0:
+                    raise
+                layers = fewer_and_fewer(model.gpu_layers)[1]
 
     def _generate(self, command: Generate) -> None:
         if self._speaker is None:

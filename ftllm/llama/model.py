@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from ftllm.errors import UserError, WorkError
 from ftllm.llama import native
 from ftllm.llama.header import Header, read_header
+from ftllm.llama.placement import devices, layers_that_fit
 
 if TYPE_CHECKING:
     from ftllm.llama.context import Context
 
 NO_TOKEN = -1
-ALL_LAYERS = -1
+USUAL_CONTEXT = 8192
 
 
 class Model:
@@ -49,13 +50,14 @@ class Model:
         *,
         gpu_layers: int | Literal["auto"] = "auto",
         vocab_only: bool = False,
+        n_ctx: int = 0,
         progress: Callable[[float], bool] | None = None,
     ) -> Self:
         """Load a GGUF file.
 
         Args:
-            gpu_layers: layers placed on a GPU; `auto` is all of them, then fewer while loading fails, and 0
-                where llama.cpp was built without a GPU.
+            gpu_layers: layers placed on a GPU, the output counted as one; `auto` is as many as fit with a context of
+                `n_ctx` tokens (0: the usual 8192), then fewer while loading fails.
             vocab_only: load the vocabulary and no weights; such a model cannot have a `Context`.
             progress: called with the share loaded, 0 to 1; returning False stops the loading.
 
@@ -70,7 +72,7 @@ class Model:
             raise UserError(f"{path} holds a vocabulary and no weights", "give a whole model")
         api = native.api()
         failure = ""
-        for layers in _layer_attempts(header, gpu_layers, vocab_only):
+        for layers in _layer_attempts(header, gpu_layers, vocab_only, n_ctx):
             handle, failure = _load(api, header, layers, vocab_only, progress)
             if handle:
                 return cls(handle, header, layers, vocab_only)
@@ -250,14 +252,18 @@ def _text(read: Callable[[Any, int], int]) -> str:
         room = count + 1
 
 
-def _layer_attempts(header: Header, gpu_layers: int | Literal["auto"], vocab_only: bool) -> list[int]:
+def _layer_attempts(header: Header, gpu_layers: int | Literal["auto"], vocab_only: bool, n_ctx: int) -> list[int]:
     """How many layers to offload, in the order to try."""
     if vocab_only or not native.supports_gpu():
         return [0]
     if gpu_layers != "auto":
         return [gpu_layers]
-    layers = header.n_layer + 1  # the output counts as one
-    return list(dict.fromkeys([ALL_LAYERS, layers * 3 // 4, layers // 2, layers // 4, 0]))
+    return fewer_and_fewer(layers_that_fit(header, n_ctx or USUAL_CONTEXT, devices()))
+
+
+def fewer_and_fewer(layers: int) -> list[int]:
+    """`layers`, and what to try when that fails."""
+    return list(dict.fromkeys([layers, layers * 3 // 4, layers // 2, layers // 4, 0]))
 
 
 def _load(
