@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ftllm.errors import UserError
+
 ThinkMode = Literal["auto", "on", "off"]
 LoopMode = Literal["warn", "stop", "off"]
 Overflow = Literal["drop", "stop"]
@@ -66,3 +68,16 @@ class ChatOptions:
     system: str | None = None
     show_thoughts: bool = True
     session: str | None = None  # title, number or uid of the session to go on with, or the title of a new one
+
+
+def gpu_layers_of(given: str) -> int | Literal["auto"]:
+    """What `--gpu-layers` says.
+
+    Raises:
+        UserError: neither a number nor `auto`.
+    """
+    if given == "auto":
+        return "auto"
+    if given.isdecimal():
+        return int(given)
+    raise UserError(f"--gpu-layers {given}: not a number", "give a number of layers, or auto")

@@ -7,11 +7,11 @@ import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ftllm.chat.options import ChatOptions, LoadSettings, LoopMode, ReplyOptions, ThinkMode
+from ftllm.chat.options import ChatOptions, LoadSettings, LoopMode, ReplyOptions, ThinkMode, gpu_layers_of
 from ftllm.chat.session import Reply
 from ftllm.cli.models import local
 from ftllm.errors import UserError
@@ -97,7 +97,7 @@ def chat(
       ftllm chat http://gpu-box:8000/v1 --model Qwen3-32B
     """
     options = ChatOptions(
-        load=LoadSettings(n_ctx=ctx, gpu_layers=_layers(gpu_layers)),
+        load=LoadSettings(n_ctx=ctx, gpu_layers=gpu_layers_of(gpu_layers)),
         reply=ReplyOptions(
             max_tokens=max_tokens, think=think, think_budget=think_budget, loops=loops, temperature=temp, seed=seed
         ),
@@ -256,11 +256,3 @@ def _system(given: str | None) -> str | None:
         return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeError) as error:
         raise UserError(f"the system prompt {path} cannot be read: {error}", "give a UTF-8 text file") from None
-
-
-def _layers(given: str) -> int | Literal["auto"]:
-    if given == "auto":
-        return "auto"
-    if given.isdecimal():
-        return int(given)
-    raise UserError(f"--gpu-layers {given}: not a number", "give a number of layers, or auto")
