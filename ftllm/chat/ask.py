@@ -6,7 +6,7 @@ import json
 import queue
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from ftllm.chat.session import Reply, Session
 from ftllm.chat.store import Store
 from ftllm.chat.voice import Voice
 from ftllm.errors import UserError, WorkError
+
+C1_ESCAPES = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
 
 
 class Kept:
@@ -149,9 +151,14 @@ def error_of(failed: Failed) -> UserError:
 
 
 def as_json(reply: Reply, model: Target) -> str:
-    """The object `ftllm chat --json` prints, on one line. Seconds are rounded to milliseconds."""
+    """The object `ftllm chat --json` prints, on one line."""
+    return json_line(reply_values(reply, model))
+
+
+def reply_values(reply: Reply, model: Target) -> dict[str, Any]:
+    """What `--json` tells of a reply. Seconds are rounded to milliseconds."""
     message, stats = reply.message, reply.stats
-    value: dict[str, Any] = {
+    return {
         "answer": message.content,
         "thought": message.thought,
         "thought_seconds": round(message.thought_seconds, 3),
@@ -163,7 +170,11 @@ def as_json(reply: Reply, model: Target) -> str:
         "stop_reason": message.stop_reason,
         "model": str(model),
     }
-    return json.dumps(value, ensure_ascii=False)
+
+
+def json_line(value: Mapping[str, Any]) -> str:
+    """JSON on one line, as people read it, with nothing in it that a terminal obeys (JSON escapes the rest itself)."""
+    return json.dumps(value, ensure_ascii=False).translate(C1_ESCAPES)
 
 
 def _rounded(value: float | None, digits: int) -> float | None:

@@ -14,7 +14,7 @@ import typer
 from ftllm.chat.options import ChatOptions, LoadSettings, LoopMode, ReplyOptions, ThinkMode, gpu_layers_of
 from ftllm.chat.session import Reply
 from ftllm.cli.models import local
-from ftllm.errors import UserError
+from ftllm.errors import UserError, WorkError
 from ftllm.progress import Reporter
 from ftllm.runs import DEFAULT_RUNS
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ftllm.chat.store import SessionInfo
 
 INTERRUPTED = 130
+PARALLEL = 8
 
 
 def chat(
@@ -72,6 +73,17 @@ def chat(
             help="Go on with this session, or begin it. It brings its model, system prompt and settings.",
         ),
     ] = None,
+    batch: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.jsonl",
+            help='Answer every {"prompt": ...} or {"messages": [...]} of a file, in order, as JSON lines; the same '
+            "command again goes on after an interruption.",
+        ),
+    ] = None,
+    parallel: Annotated[
+        int, typer.Option(min=1, metavar="N", help="With --batch: how many to answer together.")
+    ] = PARALLEL,
     show_thoughts: Annotated[bool, typer.Option("--show-thoughts/--no-show-thoughts", help="Show thoughts.")] = True,
     runs: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are.")] = DEFAULT_RUNS,
     json_output: Annotated[
@@ -94,6 +106,7 @@ def chat(
       git diff | ftllm chat --system "Review this." --no-show-thoughts > review.md
       ftllm chat -p "Why?" --json --temp 0 | jq -r .thought
       ftllm chat --session notes -p "And now in French."
+      ftllm chat my-run --batch questions.jsonl > answers.jsonl
       ftllm chat http://gpu-box:8000/v1 --model Qwen3-32B
     """
     options = ChatOptions(
@@ -105,10 +118,14 @@ def chat(
         show_thoughts=show_thoughts and not quiet,
         session=session,
     )
+    output = _Output(json=json_output, quiet=quiet, verbose=verbose)
+    if batch is not None:
+        if prompt is not None or session is not None:
+            raise UserError("--batch goes with neither -p nor --session", "the prompts are in the file")
+        raise typer.Exit(_batch(batch, *_target(model, name, runs), options, parallel, output))
     asked = prompt is not None or not sys.stdin.isatty()
     if not asked and (json_output or not sys.stdout.isatty()):
         raise UserError("there is no prompt, and no terminal to ask for one", "give it with -p, or pipe it in")
-    output = _Output(json=json_output, quiet=quiet, verbose=verbose)
     with ExitStack() as stack:
         kept = None
         if session is not None:
@@ -211,6 +228,41 @@ def _answer(
             print(message.stats, file=sys.stderr)
         _warn(reply, options)
     return INTERRUPTED if message.stop_reason == "stopped" else 0
+
+
+def _batch(file: Path, target: Target, origin: str, options: ChatOptions, parallel: int, output: _Output) -> int:
+    from ftllm.chat.ask import json_line
+    from ftllm.chat.batch import Journal, Result, answer_all, read_rows
+
+    reporter = Reporter(quiet=output.quiet, verbose=output.verbose)
+    rows = read_rows(file, options.system)
+    if origin:
+        reporter.say(f"{origin}: {target}")
+    journal = Journal(rows, target, options)
+    if journal.results:
+        reporter.say(f"going on: {len(journal.results)} of {len(rows)} were answered before")
+    failed, finished = 0, False
+    try:
+        with reporter.task("answering", len(rows), "rows") as bar:
+
+            def show(number: int, result: Result) -> None:
+                nonlocal failed
+                failed += "error" in result
+                row = rows[number]
+                print(json_line(result if row.id is None else {"id": row.id, **result}), flush=True)
+                bar.advance()
+
+            answer_all(rows, target, options, journal, show, parallel=parallel)
+        finished = True
+    finally:
+        journal.close(remove=finished)
+        if not finished and journal.results:
+            reporter.say(
+                f"{len(journal.results)} of {len(rows)} are answered; the same command again goes on from there"
+            )
+    if failed:
+        raise WorkError(f"{failed} of {len(rows)} rows could not be answered", "each says why in its `error`")
+    return 0
 
 
 def _warn(reply: Reply, options: ChatOptions) -> None:

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
+from ftllm.chat.batch import Journal, Result, answer_all, read_rows
 from ftllm.chat.endpoint import FIRST_NUMBER, Endpoint
 from ftllm.chat.events import AnyEvent, Done, Failed, Loaded, Stats, TextDelta, ThinkDelta, ThinkEnd
-from ftllm.chat.options import ReplyOptions
+from ftllm.chat.options import ChatOptions, ReplyOptions
 from ftllm.chat.remote import Remote
 from ftllm.chat.session import Reply
 
@@ -70,6 +71,7 @@ def real(scripted: Path) -> Iterator[Remote]:
     number = port()
     address = ["--host", "127.0.0.1", "--port", str(number), "--api_key", KEY]
     model = ["--model", str(scripted), "--model_alias", "scripted", "--n_ctx", "2048", "--verbose", "false"]
+    model += ["--interrupt_requests", "false"]  # else a second request ends the first
     process = subprocess.Popen(
         [sys.executable, "-m", "llama_cpp.server", *model, *address],
         stdout=subprocess.DEVNULL,
@@ -130,6 +132,21 @@ def test_the_real_servers_reply_comes_as_the_engines_does(talk: Talk) -> None:
 def test_the_real_server_keeps_to_the_limit(talk: Talk) -> None:
     reply = talk.say("L", ReplyOptions(max_tokens=3))
     assert (reply.answer, reply.message.stop_reason) == ("la lila", "length")
+
+
+def test_a_batch_is_answered_in_order_by_the_real_server(
+    real: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FTLLM_API_KEY", KEY)
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in "TPQTPQ"))
+    rows, options = read_rows(tmp_path / "q.jsonl", None), ChatOptions()
+    journal = Journal(rows, real, options, tmp_path)
+    results: list[Result] = []
+    answer_all(rows, real, options, journal, lambda _number, result: results.append(result), parallel=3)
+    assert [result["answer"] for result in results] == ["It is 42.", "Hi 🙂!", "xyz"] * 2
+    assert results[0]["thought"] == "Let me see."
+    assert results[0]["model"] == f"{real.url} scripted"
+    journal.close(remove=True)
 
 
 def test_a_stop_reaches_the_real_server(talk: Talk) -> None:

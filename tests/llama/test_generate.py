@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,6 +62,49 @@ def test_greedy_answers_are_those_of_one_by_one(
             assert list(answer.tokens) == tokens
         compared += sure
     assert compared > 60  # of 168: ties may not explain everything away
+
+
+@pytest.mark.parametrize(("parallel", "workers"), [(1, 1), (3, 1), (2, 2)])
+def test_what_all_prompts_begin_with_is_shared_without_a_difference(gemma: Model, parallel: int, workers: int) -> None:
+    head = [tiny.BOS, *np.random.default_rng(1).integers(tiny.FIRST_WORD, tiny.N_VOCAB, 70).tolist()]
+    prompts = [[*head, *prompt[1:]] for prompt in prompts_of(7)] + [head]  # one has nothing of its own
+    answers = generate_batch(gemma, prompts, sampling=GREEDY, max_tokens=16, parallel=parallel, workers=workers)
+    compared = 0
+    for prompt, answer in zip(prompts, answers, strict=True):
+        tokens, margins = one_by_one(gemma, prompt, 16)
+        sure = next((index for index, margin in enumerate(margins) if margin < TIE), len(tokens))
+        assert list(answer.tokens[:sure]) == tokens[:sure]
+        compared += sure
+    assert compared > 40
+
+
+def test_answers_are_steered_seeded_and_held_to_the_context(gemma: Model) -> None:
+    prompts = prompts_of(3)
+    seen: dict[int, int] = {}
+
+    def steer(index: int, token: int) -> list[int] | None:
+        del token
+        seen[index] = seen.get(index, 0) + 1
+        if index == 0 and seen[0] == 2:
+            return [tiny.FIRST_WORD, tiny.FIRST_WORD + 1]
+        return None if index == 1 and seen[1] == 3 else []
+
+    plain = generate_batch(gemma, prompts, sampling=GREEDY, max_tokens=12, parallel=3)
+    steered = generate_batch(gemma, prompts, sampling=GREEDY, max_tokens=12, parallel=3, steer=steer)
+    assert steered[0].tokens[:2] == plain[0].tokens[:2]
+    assert steered[0].tokens[2:4] == (tiny.FIRST_WORD, tiny.FIRST_WORD + 1)
+    after = one_by_one(gemma, [*prompts[0], *steered[0].tokens[:4]], 3)[0]
+    assert list(steered[0].tokens[4:7]) == after
+    assert (steered[1].tokens, steered[1].stop_reason) == (plain[1].tokens[:3], "steered")
+    assert steered[2] == plain[2]
+    hot = Sampling(temperature=2.5, min_p=0, seed=5)
+    one, own, other = (
+        generate_batch(gemma, prompts[:1], sampling=replace(hot, seed=seed), max_tokens=8, seeds=seeds)[0].tokens
+        for seed, seeds in ((7, None), (5, [7]), (5, None))
+    )
+    assert one == own != other
+    short = generate_batch(gemma, prompts, sampling=GREEDY, max_tokens=100, n_ctx=45)
+    assert [len(prompt) + len(answer.tokens) for prompt, answer in zip(prompts, short, strict=True)] == [46] * 3
 
 
 def test_one_failure_stops_all_workers(gemma: Model) -> None:
