@@ -25,7 +25,8 @@ from ftllm.chat.remote import Remote, Target, parse_remote
 from ftllm.chat.session import Reply
 from ftllm.chat.speaker import THOUGHT_LEFT, TIME_TO_ANSWER, sampling_of
 from ftllm.chat.writer import Writer
-from ftllm.conversations import conversation_of, read_jsonl
+from ftllm.data.rows import read_rows
+from ftllm.data.shapes import conversation_of
 from ftllm.errors import UserError
 from ftllm.llama.context import DEFAULT_CONTEXT
 from ftllm.llama.generate import Generation, generate_batch
@@ -53,14 +54,14 @@ class Row:
     messages: tuple[Mapping[str, str], ...]
 
 
-def read_rows(path: Path, system: str | None) -> list[Row]:
+def read_questions(path: Path, system: str | None) -> list[Row]:
     """The questions of a JSONL file; `system` is put before those that have no system turn.
 
     Raises:
         UserError: the file is missing, empty, not UTF-8, or a line is no question; with file and line.
     """
     rows = []
-    for number, value in read_jsonl(path):
+    for number, value in read_rows(path):
         where = f"{path}:{number}"
         if "prompt" in value:
             value = {"messages": [{"role": "user", "content": value["prompt"]}], "id": value.get("id")}

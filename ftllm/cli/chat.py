@@ -232,10 +232,10 @@ def _answer(
 
 def _batch(file: Path, target: Target, origin: str, options: ChatOptions, parallel: int, output: _Output) -> int:
     from ftllm.chat.ask import json_line
-    from ftllm.chat.batch import Journal, Result, answer_all, read_rows
+    from ftllm.chat.batch import Journal, Result, answer_all, read_questions
 
     reporter = Reporter(quiet=output.quiet, verbose=output.verbose)
-    rows = read_rows(file, options.system)
+    rows = read_questions(file, options.system)
     if origin:
         reporter.say(f"{origin}: {target}")
     journal = Journal(rows, target, options)

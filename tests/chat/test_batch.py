@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ftllm.chat import batch
-from ftllm.chat.batch import Journal, Result, answer_all, read_rows
+from ftllm.chat.batch import Journal, Result, answer_all, read_questions
 from ftllm.chat.options import ChatOptions, LoadSettings, ReplyOptions
 from ftllm.errors import UserError
 
@@ -39,7 +39,7 @@ def write(path: Path, questions: list[Any]) -> Path:
 
 
 def answers(path: Path, model: Path, options: ChatOptions, journals: Path, parallel: int = 8) -> list[Result]:
-    rows = read_rows(path, options.system)
+    rows = read_questions(path, options.system)
     journal = Journal(rows, model, options, journals)
     results: list[Result] = []
     answer_all(rows, model, options, journal, lambda _number, result: results.append(result), parallel=parallel)
@@ -88,8 +88,8 @@ def test_rows_may_hold_conversations_and_their_own_system_prompt(scripted: Path,
     rows = [{"messages": talk}, {"messages": [{"role": "system", "content": "S"}, *talk], "id": "own"}, {"prompt": "Q"}]
     options = ChatOptions(system="Be brief.")
     path = write(tmp_path / "q.jsonl", rows)
-    assert [row.messages[0]["content"] for row in read_rows(path, "Be brief.")] == ["Be brief.", "S", "Be brief."]
-    assert [row.id for row in read_rows(path, None)] == [None, "own", None]
+    assert [row.messages[0]["content"] for row in read_questions(path, "Be brief.")] == ["Be brief.", "S", "Be brief."]
+    assert [row.id for row in read_questions(path, None)] == [None, "own", None]
     assert {result["answer"] for result in answers(path, scripted, options, tmp_path)} == {"xyz"}
 
 
@@ -108,7 +108,7 @@ def test_rows_may_hold_conversations_and_their_own_system_prompt(scripted: Path,
 def test_a_bad_row_is_refused_before_anything_is_asked(tmp_path: Path, line: str, complaint: str) -> None:
     (tmp_path / "q.jsonl").write_text(f'{{"prompt": "T"}}\n{line}\n')
     with pytest.raises(UserError) as caught:
-        read_rows(tmp_path / "q.jsonl", None)
+        read_questions(tmp_path / "q.jsonl", None)
     assert complaint in caught.value.message
 
 
@@ -155,7 +155,7 @@ def test_a_finished_answer_is_not_asked_for_again(
     scripted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ChatOptions(reply=ReplyOptions(max_tokens=9), load=LoadSettings(n_ctx=512))
-    rows = read_rows(write(tmp_path / "q.jsonl", QUESTIONS), None)
+    rows = read_questions(write(tmp_path / "q.jsonl", QUESTIONS), None)
     journal = Journal(rows, scripted, options, tmp_path / "journals")
     for number in (0, 1, 3):
         journal.add(number, {"answer": f"known {number}"})

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from ftllm.chat.batch import Journal, Result, answer_all, read_rows
+from ftllm.chat.batch import Journal, Result, answer_all, read_questions
 from ftllm.chat.endpoint import FIRST_NUMBER, Endpoint
 from ftllm.chat.events import AnyEvent, Done, Failed, Loaded, Stats, TextDelta, ThinkDelta, ThinkEnd
 from ftllm.chat.options import ChatOptions, ReplyOptions
@@ -139,7 +139,7 @@ def test_a_batch_is_answered_in_order_by_the_real_server(
 ) -> None:
     monkeypatch.setenv("FTLLM_API_KEY", KEY)
     (tmp_path / "q.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in "TPQTPQ"))
-    rows, options = read_rows(tmp_path / "q.jsonl", None), ChatOptions()
+    rows, options = read_questions(tmp_path / "q.jsonl", None), ChatOptions()
     journal = Journal(rows, real, options, tmp_path)
     results: list[Result] = []
     answer_all(rows, real, options, journal, lambda _number, result: results.append(result), parallel=3)
