@@ -123,6 +123,7 @@ def played(stage: Stage, scene: Scene) -> Callable[[Pilot[None]], Awaitable[None
     """The scene, as something to run before the picture is taken."""
 
     async def run(pilot: Pilot[None]) -> None:
+        await stage.until(pilot, lambda: isinstance(stage.app.focused, Composer))
         stage.screen.query_one(Composer).cursor_blink = False
         await scene(stage, pilot)
         await stage.settle(pilot)

@@ -54,6 +54,7 @@ class ChatScreen(Screen[None]):
         clock: seconds, for what is timed on the screen.
     """
 
+    AUTO_FOCUS = "Composer"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "stop", "Stop", tooltip="Stop the reply and keep what there is; take queued messages back"),
         Binding("escape", "write", "Write", show=False, tooltip="Go back to writing"),
@@ -100,8 +101,7 @@ class ChatScreen(Screen[None]):
         yield Footer(show_command_palette=False)
 
     def on_mount(self) -> None:
-        """Let the person write at once, whatever the model is doing."""
-        self.query_one(Composer).focus()
+        """The composer has the focus at once, whatever the model is doing."""
         self._show_queue()
         self._show_figures()
         self.run_worker(self._follow(), name="follow")
