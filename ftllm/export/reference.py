@@ -8,151 +8,153 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ftllm.errors import UserError
 from ftllm.export.blocks import Floats
-from ftllm.export.samples import ANSWER, CHATS, LONGEST, PLAIN, Messages
 from ftllm.llama.machine import default_threads
-from ftllm.thoughts import tags_of
 
+BATCH = 4096  # positions that go through the layers together
+CONTAINERS = {"base_model", "model", "language_model"}  # parts of a module's name that differ between versions
 
-@dataclass(frozen=True)
-class Sample:
-    """One text, its ids by the HF tokenizer (nothing added), and the chat it was rendered from, if any."""
-
-    text: str
-    ids: tuple[int, ...]
-    chat: Messages | None = None
-    prompt: bool = False  # rendered with the generation prompt
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """What the HF tokenizer says."""
-
-    samples: tuple[Sample, ...]
-    special: dict[int, str]
-    embedded: int  # rows of the embedding matrix
-    bos: str
-    eos: str
-    adds_bos: bool
-    tail: tuple[str, tuple[int, ...]] | None  # what the template writes after an answer: text and ids
-    tags: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Change:
-    """What the adapter adds to one linear layer: base weight and `scale * B @ A`, both `[out, in]`."""
-
-    module: str
-    weight: Floats
-    delta: Floats
-
-
-def read_tokens(directory: Path, embedded: int) -> Tokens:
-    """Tokenize the samples with the base's own tokenizer; `embedded` is the number of tokens the model has weights for.
-
-    Raises:
-        UserError: transformers cannot load it.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"the tokenizer in {directory} cannot be loaded: {reason}", "copy it from the original"
-        ) from None
-    samples = [Sample(text, encode(tokenizer, text)) for text in PLAIN]
-    tail = None
-    if tokenizer.chat_template:
-        for chat in CHATS:
-            prompt = chat[-1]["role"] == "user"
-            try:
-                text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=prompt)
-            except Exception as error:  # a template may raise anything
-                raise UserError(
-                    f"the chat template in {directory} fails: {error}", "it is broken; see its file"
-                ) from None
-            samples.append(Sample(text, encode(tokenizer, text), chat, prompt))
-        answered = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": ANSWER}]
-        text = tokenizer.apply_chat_template(answered, tokenize=False)
-        after = text.rpartition(ANSWER)[2] if ANSWER in text else ""
-        tail = (after, encode(tokenizer, after))
-    added: dict[int, Any] = tokenizer.added_tokens_decoder
-    bos = tokenizer.bos_token_id
-    tags = tags_of(tokenizer.chat_template)
-    return Tokens(
-        tuple(samples),
-        {int(index): str(token.content) for index, token in added.items() if token.special},
-        embedded,
-        tokenizer.bos_token or "",
-        tokenizer.eos_token or "",
-        bos is not None and tokenizer("x")["input_ids"][:1] == [bos],
-        tail,
-        (tags.open, tags.close),
-    )
-
-
-def encode(tokenizer: Any, text: str) -> tuple[int, ...]:
-    """Token ids, special tokens in the text parsed, nothing added."""
-    return tuple(int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def sequences(tokens: Tokens, bos: int | None) -> list[tuple[int, ...]]:
-    """The id sequences whose logits are compared: each sample, after one BOS where the model wants one."""
-    wanted = []
-    for sample in tokens.samples:
-        ids = sample.ids
-        if bos is not None and tokens.adds_bos and ids[:1] != (bos,):
-            ids = (bos, *ids)
-        wanted.append(ids[:LONGEST])
-    return [ids for ids in wanted if ids]
+Factors = tuple[torch.Tensor, torch.Tensor, float]
 
 
 class Reference:
-    """The base in float32 with the adapter's low-rank products added to its layers' outputs."""
+    """The base in float32 with the adapter's low-rank products added to its layers' outputs.
 
-    def __init__(self, directory: Path, adapter: Path | None) -> None:
+    Args:
+        whole: hold all weights in memory; else each layer's are read from the shards whenever it runs, which gives
+            the same numbers and needs the memory of the largest matrix only.
+    """
+
+    def __init__(self, directory: Path, adapter: Path | None, *, whole: bool = True) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="ftllm-reference-")
+        options: dict[str, Any] = {} if whole else {"device_map": {"": "disk"}, "offload_folder": self._folder.name}
         self.model: Any = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=torch.float32, local_files_only=True, attn_implementation="eager"
+            directory, dtype=torch.float32, local_files_only=True, attn_implementation="eager", **options
         )
         self.model.eval()
         torch.set_num_threads(default_threads(self.model.num_parameters()))
         self.n_vocab = int(self.model.get_input_embeddings().weight.shape[0])
         self.bos: int | None = getattr(self.model.config.get_text_config(), "bos_token_id", None)
         self._factors = dict(_factors(adapter)) if adapter is not None else {}
+        self._layers = _layers(self.model, self._factors)
         for module, (a, b, scale) in self._factors.items():
-            self.model.get_submodule(module).register_forward_hook(_adding(a, b, scale))
+            self._layers[module].register_forward_hook(_adding(a, b, scale))
 
-    def logits(self, ids: tuple[int, ...]) -> Floats:
-        """Logits `[len(ids), n_vocab]`."""
-        with torch.inference_mode():
-            values: Floats = self.model(input_ids=torch.tensor([ids])).logits[0].float().numpy()
+    def hidden(self, sequences: Sequence[Sequence[int]]) -> list[Floats]:
+        """What goes into the output matrix: for each sequence of ids `[n]` its states `[n, n_embd]`.
+
+        Sequences run side by side, padded at their ends, which a causal model's other positions do not see.
+        """
+        states: list[Floats] = []
+        for group in _groups([len(ids) for ids in sequences], BATCH):
+            lengths = [len(sequences[index]) for index in group]
+            padded = torch.zeros((len(group), max(lengths)), dtype=torch.long)
+            for row, index in enumerate(group):
+                padded[row, : lengths[row]] = torch.tensor(sequences[index])
+            with torch.inference_mode():
+                found = self._body(input_ids=padded, use_cache=False).last_hidden_state
+            states += [found[row, :length].numpy() for row, length in enumerate(lengths)]
+        return states
+
+    def logits(self, states: Floats) -> Floats:
+        """Logits `[n, n_vocab]` of states `[n, n_embd]`: the output matrix, and whatever the model does after it."""
+        given = BaseModelOutputWithPast(last_hidden_state=torch.from_numpy(states)[None])
+        body = self._body
+        forward = body.forward
+        body.forward = lambda *_, **__: given
+        try:
+            with torch.inference_mode():
+                output = self.model(input_ids=torch.zeros((1, len(states)), dtype=torch.long), use_cache=False)
+        finally:
+            body.forward = forward
+        values: Floats = output.logits[0].float().numpy()
         return values
 
-    def change(self, module: str) -> Change:
-        """What the adapter does to one layer."""
+    def change(self, module: str, rows: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
+        """Of one layer the adapter changes: `rows` of the base's weight and of `scale * B @ A`, both `[n, in]`."""
         a, b, scale = self._factors[module]
-        layer = self.model.get_submodule(module)
-        weight = layer.weight.detach()
-        delta = (b @ a) * scale
-        if weight.shape != delta.shape:
-            weight = weight.T
-        return Change(module, weight.numpy(), delta.numpy())
+        layer = self._layers[module]
+        with _weights_of(layer):
+            weight = layer.weight.detach()
+            if type(layer).__name__ == "Conv1D":  # GPT-2 keeps its weights as [in, out]
+                weight = weight.T
+            base: Floats = weight[rows].numpy()
+        added: Floats = ((b[rows] @ a) * scale).numpy()
+        return base, added
 
     @property
     def changed(self) -> tuple[str, ...]:
         """The layers the adapter changes."""
         return tuple(self._factors)
+
+    @property
+    def _body(self) -> Any:
+        """The model without its output matrix."""
+        return getattr(self.model, self.model.base_model_prefix)
+
+
+def _groups(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Indices in order, as many together as fit into `most` positions when padded; at least one."""
+    group: list[int] = []
+    for index, length in enumerate(lengths):
+        longest = max([length, *(lengths[i] for i in group)])
+        if group and longest * (len(group) + 1) > most:
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group
+
+
+def _weights_of(layer: Any) -> AbstractContextManager[None]:
+    """Have a layer's weights in memory, where they are read from disk only while it runs."""
+    if not layer.weight.is_meta:
+        return nullcontext()
+    from accelerate.utils import align_module_device
+
+    held: AbstractContextManager[None] = align_module_device(layer)
+    return held
+
+
+def _layers(model: Any, factors: dict[str, Factors]) -> dict[str, Any]:
+    """The module behind each name in the adapter, which may stem from another version of transformers.
+
+    Raises:
+        UserError: there is none.
+    """
+    by_name = dict(model.named_modules())
+    by_core: dict[tuple[str, ...], Any] = {}
+    for name, module in by_name.items():
+        by_core.setdefault(_core(name), module)
+    found = {}
+    for name, (a, b, _) in factors.items():
+        layer = by_name.get(name, by_core.get(_core(name)))
+        if layer is None:
+            raise UserError(f"the adapter changes {name}, which the base does not have", "is it the right base?")
+        if sorted(layer.weight.shape) != sorted((b.shape[0], a.shape[1])):
+            raise UserError(
+                f"the adapter's {name} does not fit the base's {list(layer.weight.shape)}", "is it the right base?"
+            )
+        found[name] = layer
+    return found
+
+
+def _core(name: str) -> tuple[str, ...]:
+    return tuple(part for part in name.split(".") if part not in CONTAINERS)
 
 
 def _adding(a: torch.Tensor, b: torch.Tensor, scale: float) -> Any:
@@ -162,7 +164,7 @@ def _adding(a: torch.Tensor, b: torch.Tensor, scale: float) -> Any:
     return hook
 
 
-def _factors(adapter: Path) -> Iterator[tuple[str, tuple[torch.Tensor, torch.Tensor, float]]]:
+def _factors(adapter: Path) -> Iterator[tuple[str, Factors]]:
     """Each changed layer's A, B and factor, as PEFT's own layer would use them."""
     config: dict[str, Any] = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     weights = load_file(adapter / "adapter_model.safetensors")
@@ -179,19 +181,3 @@ def _factors(adapter: Path) -> Iterator[tuple[str, tuple[torch.Tensor, torch.Ten
                 break
         rank = a.shape[0]
         yield module, (a, b, alpha * rank**-0.5 if config.get("use_rslora") else alpha / rank)
-
-
-def relative_change(change: Change, merged: Floats) -> tuple[float, float]:
-    """How much of `change.delta` is in `merged - change.weight`, by least squares, and that figure's standard error.
-
-    A right merge gives 1; quantization adds noise but no bias. A weight whose rows upstream reorders has an error
-    too large to mean anything.
-    """
-    delta = change.delta.astype(np.float64).ravel()
-    rest = merged.astype(np.float64).ravel() - change.weight.astype(np.float64).ravel()
-    power = float(delta @ delta)
-    if power == 0.0:
-        return 1.0, float("inf")
-    share = float(rest @ delta) / power
-    rest -= share * delta
-    return share, float(np.sqrt(rest @ rest / rest.size / power))

@@ -25,4 +25,4 @@ CHATS: tuple[Messages, ...] = (
 )
 ANSWER = "Certainly"  # found again in a rendered chat to see what follows an answer
 PLAIN = ("The capital of France is", "1, 2, 3, 4, 5,", "Grüße aus Köln, 你好 🙂")
-LONGEST = 96  # tokens of a sample whose logits are compared
+SHARE = 14  # tokens of each sample whose logits are compared

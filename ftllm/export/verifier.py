@@ -7,10 +7,40 @@ named on stdin, it loads it in llama.cpp and compares. A crash of either ends th
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ftllm.export.worker import Channel, serve
+
+WHOLE = 4  # the reference is held whole where its float32 weights take at most this part of the free memory
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a file must predict: the reference, what the tokenizer says, and one sequence of ids with its logits."""
+
+    reference: Any
+    tokens: Any
+    ids: tuple[int, ...]
+    logits: Any  # [len(ids), n_vocab]
+
+    @classmethod
+    def of(cls, base: Path, adapter: Path | None) -> Truth:
+        """Compute it from a base and an adapter."""
+        from ftllm.export.preflight import memory_free
+        from ftllm.export.reference import Reference
+        from ftllm.export.source import parameters
+        from ftllm.export.tokens import read_tokens, sequence
+
+        free = memory_free()
+        reference = Reference(base, adapter, whole=free is None or 4 * parameters(base) * WHOLE <= free)
+        tokens = read_tokens(base, reference.n_vocab)
+        ids = sequence(tokens, reference.bos)
+        (states,) = reference.hidden([ids])
+        return cls(reference, tokens, ids, reference.logits(states))
 
 
 def run(job: dict[str, Any], channel: Channel) -> None:
@@ -20,83 +50,59 @@ def run(job: dict[str, Any], channel: Channel) -> None:
         job: `base`, `adapter` (or null).
     """
     started = time.monotonic()
-    from ftllm.export import reference
-
-    base, adapter = Path(job["base"]), Path(job["adapter"]) if job["adapter"] else None
-    truth = reference.Reference(base, adapter)
-    tokens = reference.read_tokens(base, truth.n_vocab)
-    sequences = reference.sequences(tokens, truth.bos)
-    logits = [truth.logits(ids) for ids in sequences]
+    truth = Truth.of(Path(job["base"]), Path(job["adapter"]) if job["adapter"] else None)
     channel.send("ready", seconds=time.monotonic() - started)
     while (order := channel.receive()).get("file"):
         started = time.monotonic()
-        figures, faults = verify(order, tokens, truth, sequences, logits)
+        figures, faults = verify(order, truth)
         channel.send("verified", type=order["type"], figures=figures, faults=faults, seconds=time.monotonic() - started)
 
 
-def verify(
-    order: dict[str, Any], tokens: Any, truth: Any, sequences: list[tuple[int, ...]], logits: list[Any]
-) -> tuple[dict[str, Any], list[str]]:
+def verify(order: dict[str, Any], truth: Truth) -> tuple[dict[str, Any], list[str]]:
     """All checks on one file; its figures, and its faults as sentences."""
     from ftllm.export import checks
-    from ftllm.llama.context import Context
+    from ftllm.export.shares import shares
     from ftllm.llama.header import read_header
     from ftllm.llama.model import Model
 
     path = Path(order["file"])
     header = read_header(path)
-    faults = checks.check_file(path, header, size=order["bytes"], sha256=order["sha256"], tensors=order["tensors"])
-    if faults:
-        return {}, faults
-    shares = changes(header, truth, order["merged"])
-    faults += checks.check_changes(shares)
-    with Model.load(path, gpu_layers=0) as model:
-        faults += checks.check_tokens(model, header, tokens)
-        faults += checks.check_template(model, tokens)
-        found = []
-        longest = max(len(ids) for ids in sequences)
-        with Context(model, n_ctx=longest + 8, n_batch=longest + 8) as context:
-            for ids in sequences:
-                context.clear()
-                context.decode(ids, start=0, logits="all")
-                found.append(context.logits_matrix().copy())
-    if not all(bool((values == values).all()) and abs(values).max() < float("inf") for values in found):
-        return {}, [*faults, "its logits hold NaN or infinite values"]
-    distance = checks.distance(logits, found, sequences)
+    with ThreadPoolExecutor(2, "check") as pool:
+        bytes_ = pool.submit(checks.check_bytes, path, order["sha256"])
+        found = pool.submit(shares, header, truth.reference, order["merged"])
+        faults = checks.check_header(header, size=order["bytes"], tensors=order["tensors"])
+        with Model.load(path, gpu_layers=0) as model:
+            faults += checks.check_tokens(model, header, truth.tokens)
+            faults += checks.check_template(model, truth.tokens)
+            predicted = predictions(model, truth.ids)
+        faults += bytes_.result() + checks.check_changes(found.result())
+    broken = sum(not checks.finite(row) for row in predicted)
+    if broken:
+        return {}, [*faults, f"its logits hold NaN or infinite values at {broken} of {len(predicted)} positions"]
+    comparison = checks.Comparison()
+    comparison.add(truth.logits, predicted, truth.ids[1:])
+    distance = comparison.result()
     faults += checks.check_distance(order["type"], distance)
     figures = {
         "kl_divergence": distance.kl_divergence,
         "same_top": distance.same_top,
         "perplexity_ratio": distance.perplexity_ratio,
         "positions": distance.positions,
-        "samples": len(sequences),
     }
-    known = [share for share, error in shares.values() if error < 0.1]
+    known = [share for share, error in found.result().values() if error < 0.1]
     if known:
         figures["adapter_share"] = sum(known) / len(known)
         figures["adapter_layers_checked"] = len(known)
     return figures, faults
 
 
-def changes(header: Any, truth: Any, merged: dict[str, str], most: int = 64) -> dict[str, tuple[float, float]]:
-    """For up to `most` changed layers: how much of the adapter is in the file, and the figure's standard error."""
-    import numpy as np
+def predictions(model: Any, ids: Sequence[int]) -> Any:
+    """A GGUF's logits `[len(ids), n_vocab]`."""
+    from ftllm.llama.context import Context
 
-    from ftllm.export import blocks
-    from ftllm.export.reference import relative_change
-
-    infos = {tensor.name: tensor for tensor in header.tensors}
-    names = [name for name in merged if name in infos]
-    step = max(1, -(-len(names) // most))
-    shares = {}
-    for name in names[::step]:
-        info = infos[name]
-        change = truth.change(merged[name])
-        data = np.fromfile(header.path, dtype=np.uint8, count=info.nbytes, offset=info.offset)
-        values = blocks.dequantize(blocks.NUMBERS[info.type], data, info.shape[0])
-        if values.shape == change.weight.shape:
-            shares[merged[name]] = relative_change(change, values)
-    return shares
+    with Context(model, n_ctx=len(ids), n_batch=len(ids), flash_attention=False) as context:
+        context.decode(ids, start=0, logits="all")
+        return context.logits_matrix().copy()
 
 
 if __name__ == "__main__":

@@ -61,26 +61,28 @@ def test_merge_equals_peft_merge_converted_upstream(
         np.testing.assert_allclose(ours[name], values, rtol=1e-6, atol=1e-7, err_msg=name)
 
 
-def test_reference_predicts_what_peft_predicts(lora: Any, nano: Path) -> None:
+@pytest.mark.parametrize("whole", [True, False])
+def test_reference_predicts_what_peft_predicts(whole: bool, lora: Any, nano: Path) -> None:
+    """Held whole, and read from disk layer by layer: the same numbers, whichever sequences run beside each other."""
     from ftllm.export.reference import Reference
 
-    truth = Reference(nano, lora.adapter)
-    for ids, logits in zip(lora.samples, lora.logits, strict=True):
-        np.testing.assert_allclose(truth.logits(ids), logits, atol=1e-3)
+    truth = Reference(nano, lora.adapter, whole=whole)
+    assert any(weight.is_meta for weight in truth.model.parameters()) is not whole
+    states = truth.hidden(lora.samples)
+    for state, logits in zip(states, lora.logits, strict=True):
+        np.testing.assert_allclose(truth.logits(state), logits, atol=1e-3)
 
 
 def test_f32_file_predicts_what_transformers_predicts(lora: Any, lora_files: dict[str, Path]) -> None:
-    from ftllm.export.checks import distance
-    from ftllm.llama.context import Context
+    from ftllm.export.checks import Comparison
+    from ftllm.export.verifier import predictions
     from ftllm.llama.model import Model
 
-    with Model.load(lora_files["F32"], gpu_layers=0) as model, Context(model, n_ctx=128, n_batch=128) as context:
-        found = []
-        for ids in lora.samples:
-            context.clear()
-            context.decode(ids, start=0, logits="all")
-            found.append(context.logits_matrix().copy())
-    apart = distance(list(lora.logits), found, list(lora.samples))
+    comparison = Comparison()
+    with Model.load(lora_files["F32"], gpu_layers=0) as model:
+        for ids, logits in zip(lora.samples, lora.logits, strict=True):
+            comparison.add(logits, predictions(model, ids), [])
+    apart = comparison.result()
     assert apart.kl_divergence < 1e-4  # what is left is llama.cpp's 16-bit KV cache
     assert apart.same_top > 0.98
 

@@ -14,44 +14,34 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ftllm.export import checks, stream
+from ftllm.export import checks, stream, verifier
 from ftllm.export.checks import CONTROL, USER_DEFINED
 from ftllm.export.stream import Output
+from ftllm.export.verifier import Truth
 from ftllm.files import sha256_file
 from ftllm.llama.header import LongArray, read_header
 from ftllm.llama.model import Model
 
 
 @pytest.fixture(scope="module")
-def truth(lora: Any, nano: Path) -> Any:
-    from ftllm.export.reference import Reference
-
-    return Reference(nano, lora.adapter)
+def truth(lora: Any, nano: Path) -> Truth:
+    return Truth.of(nano, lora.adapter)
 
 
 @pytest.fixture(scope="module")
-def tokens(nano: Path, truth: Any) -> Any:
-    from ftllm.export.reference import read_tokens
-
-    return read_tokens(nano, truth.n_vocab)
+def tokens(truth: Truth) -> Any:
+    return truth.tokens
 
 
 @pytest.fixture(scope="module")
-def verify(truth: Any, tokens: Any) -> Callable[..., tuple[dict[str, Any], list[str]]]:
+def verify(truth: Truth) -> Callable[..., tuple[dict[str, Any], list[str]]]:
     """The verifier's whole check on one file, against the nano model with the adapter."""
-    from ftllm.export import verifier
-    from ftllm.export.reference import sequences
-
-    samples = sequences(tokens, truth.bos)
-    logits = [truth.logits(ids) for ids in samples]
-    merged = {gguf_name(module): module for module in truth.changed}
+    merged = {gguf_name(module): module for module in truth.reference.changed}
 
     def run(path: Path, quant: str, **order: Any) -> tuple[dict[str, Any], list[str]]:
         header = read_header(path)
         whole = {"bytes": header.file_size, "sha256": sha256_file(path), "tensors": len(header.tensors)}
-        return verifier.verify(
-            {"file": str(path), "type": quant, "merged": merged, **whole, **order}, tokens, truth, samples, logits
-        )
+        return verifier.verify({"file": str(path), "type": quant, "merged": merged, **whole, **order}, truth)
 
     return run
 
@@ -180,12 +170,12 @@ def test_a_control_token_of_the_wrong_kind_is_found(copy: Path, tokens: Any) -> 
     assert any("is an ordinary token" in fault for fault in token_faults(copy, tokens))
 
 
-def test_a_template_with_two_bos_is_found(copy: Path, copy_of_nano: Path, truth: Any) -> None:
-    from ftllm.export.reference import read_tokens
+def test_a_template_with_two_bos_is_found(copy: Path, copy_of_nano: Path, tokens: Any) -> None:
+    from ftllm.export.tokens import read_tokens
 
     template = copy_of_nano / "chat_template.jinja"
     template.write_text("{{- bos_token -}}" + template.read_text())
-    faults = token_faults(copy, read_tokens(copy_of_nano, truth.n_vocab))
+    faults = token_faults(copy, read_tokens(copy_of_nano, tokens.embedded))
     assert any("begins with 2 BOS" in fault for fault in faults)
 
 
@@ -237,11 +227,14 @@ def test_distance_by_hand() -> None:
     """Two positions: the same distribution, then (1/2, 1/2) against (3/4, 1/4)."""
     truth = np.log(np.array([[0.9, 0.1], [0.5, 0.5]], np.float32))
     guess = np.log(np.array([[0.9, 0.1], [0.75, 0.25]], np.float32))
-    found = checks.distance([truth], [guess], [(0, 1)])
+    comparison = checks.Comparison()
+    comparison.add(truth, guess, [1])
+    found = comparison.result()
     assert found.kl_divergence == pytest.approx((0.5 * np.log(0.5 / 0.75) + 0.5 * np.log(0.5 / 0.25)) / 2, rel=1e-5)
     assert found.same_top == 1.0
     assert found.perplexity_ratio == pytest.approx(1.0)
     assert found.positions == 2
+    assert (found.decided, found.same_top_decided) == (1, 1.0)
 
 
 def test_limits_by_the_bits_of_a_type() -> None:

@@ -1,0 +1,75 @@
+"""How much of the adapter is really in a file, layer by layer: what low-bit noise would hide in the predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ftllm.export import blocks
+from ftllm.export.blocks import Floats
+from ftllm.llama.header import Header, TensorInfo
+
+LAYERS, ROWS = 28, 128  # at most so many layers, and rows of each, are looked at
+
+
+def shares(header: Header, reference: Any, merged: dict[str, str]) -> dict[str, tuple[float, float]]:
+    """By adapter module: how much of its change its tensor holds, and that figure's standard error.
+
+    Args:
+        reference: an `ftllm.export.reference.Reference`.
+        merged: adapter modules by the name of the GGUF tensor that holds them.
+    """
+    infos = {tensor.name: tensor for tensor in header.tensors}
+    names = sorted(name for name in merged if name in infos)
+    if len(names) > LAYERS:  # a fixed draw: even steps could miss every layer of one kind
+        names = sorted(np.random.default_rng(0).choice(names, LAYERS, replace=False).tolist())
+    found = {}
+    for name in names:
+        info = infos[name]
+        rows = np.unique(np.linspace(0, info.shape[1] - 1, ROWS).astype(np.int64))
+        values = read_rows(header, info, rows)
+        candidates = []
+        for order in row_orders(header, info.name, info.shape[1]):
+            base, delta = reference.change(merged[name], order[rows])
+            candidates.append(relative_change(base, delta, values))
+        found[merged[name]] = min(candidates, key=lambda candidate: candidate[1])
+    return found
+
+
+def read_rows(header: Header, info: TensorInfo, rows: npt.NDArray[np.int64]) -> Floats:
+    """Some rows of a tensor in float32, `[len(rows), columns]`."""
+    data = np.memmap(header.path, dtype=np.uint8, mode="r", offset=info.offset, shape=(info.nbytes,))
+    chosen = data.reshape(info.shape[1], -1)[rows]
+    return blocks.dequantize(blocks.NUMBERS[info.type], chosen.reshape(-1), info.shape[0])
+
+
+def row_orders(header: Header, name: str, rows: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Orders the base's rows may have in the file: their own, and for q and k the one of llama.cpp's interleaved RoPE.
+
+    There the two halves of each head alternate (`LlamaModel.permute` in llama.cpp's conversion/llama.py).
+    """
+    natural = np.arange(rows)
+    yield natural
+    if name.endswith(("attn_q.weight", "attn_k.weight")):
+        heads = header.integer("attention.head_count" + ("_kv" if name.endswith("attn_k.weight") else ""))
+        if heads and rows % (2 * heads) == 0:
+            yield natural.reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
+
+
+def relative_change(base: Floats, delta: Floats, merged: Floats) -> tuple[float, float]:
+    """How much of `delta` is in `merged - base`, by least squares, and that figure's standard error.
+
+    A right merge gives 1; quantization adds noise but no bias. A weight whose rows have another order has an error
+    too large to mean anything.
+    """
+    change = delta.astype(np.float64).ravel()
+    rest = merged.astype(np.float64).ravel() - base.astype(np.float64).ravel()
+    power = float(change @ change)
+    if power == 0.0:
+        return 1.0, float("inf")
+    share = float(rest @ change) / power
+    rest -= share * change
+    return share, float(np.sqrt(rest @ rest / rest.size / power))
