@@ -12,7 +12,7 @@ from ftllm.export import blocks
 from ftllm.export.blocks import Floats
 from ftllm.llama.header import Header, TensorInfo
 
-LAYERS, ROWS = 28, 128  # at most so many layers, and rows of each, are looked at
+LAYERS, ROWS = 48, 128  # at most so many layers, and rows of each, are looked at
 
 
 def shares(header: Header, reference: Any, merged: dict[str, str]) -> dict[str, tuple[float, float]]:
