@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable
 from math import sqrt
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -134,7 +135,7 @@ def test_nan_is_found_in_weights_and_in_predictions(copy: Path, verify: Any, tmp
     plan = Plan("Q8_0", (Planned("w", (2, 32), 8),), 0)
     rows = np.full((2, 32), np.inf, np.float32)
     with (tmp_path / "x").open("wb") as file, pytest.raises(WorkError, match="w holds NaN or infinite"):
-        stream.stream([Output(plan, tmp_path / "x", b"", file)], lambda _: rows, check=True, progress=lambda *_: None)
+        stream_rows(rows, Output(plan, tmp_path / "x", b"", file))
 
 
 def test_a_wrong_quantizer_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,9 +146,9 @@ def test_a_wrong_quantizer_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     rows = np.random.default_rng(0).standard_normal((16, 256)).astype(np.float32)
     plan = Plan("Q4_K_M", (Planned("w", (16, 256), blocks.NUMBERS["Q4_K"]),), 0)
     right = blocks.quantize
-    monkeypatch.setattr(blocks, "quantize", lambda kind, values: right(kind, values[::-1]))
+    monkeypatch.setattr(blocks, "quantize", lambda kind, values, _: right(kind, values[::-1]))
     with (tmp_path / "x").open("wb") as file, pytest.raises(WorkError, match="w as Q4_K is off by"):
-        stream.stream([Output(plan, tmp_path / "x", b"", file)], lambda _: rows, check=True, progress=lambda *_: None)
+        stream_rows(rows, Output(plan, tmp_path / "x", b"", file))
 
 
 def test_ordinary_control_tokens_are_found(copy: Path, tokens: Any) -> None:
@@ -196,8 +197,6 @@ def test_another_template_is_found(copy: Path, tokens: Any) -> None:
 
 
 def test_thought_tags_that_are_control_tokens_become_text() -> None:
-    from types import SimpleNamespace
-
     from ftllm.export.worker import spare_thought_tags
 
     value = lambda items: SimpleNamespace(value=items)  # noqa: E731
@@ -210,6 +209,13 @@ def test_thought_tags_that_are_control_tokens_become_text() -> None:
 def test_vanishing_thought_tags_are_found(copy: Path, tokens: Any) -> None:
     vanishing = dataclasses.replace(tokens, tags=("<start_of_turn>", "</think>"))
     assert any("<start_of_turn> vanishes" in fault for fault in token_faults(copy, vanishing))
+
+
+def stream_rows(rows: Any, output: Output) -> None:
+    """Stream one matrix, given as `ftllm.export.rows.Rows` would (whose module wants upstream's converter)."""
+    read = lambda start, stop: rows[start:stop].copy()  # noqa: E731
+    source: Any = SimpleNamespace(count=len(rows), columns=rows.shape[1], group=len(rows), read=read)
+    stream.stream([output], lambda _: source, check=True, progress=lambda *_: None)
 
 
 def token_faults(path: Path, tokens: Any) -> list[str]:
