@@ -146,18 +146,18 @@ class _Bench:
         """One length: a first turn with an empty cache, then a short second one."""
         first, reply, speed = self._ask([_user(text)], tokens)
         answer = reply.message.content
-        warm: Stats | None = None
         if answer:
             self._wait_until_ready()
-            warm, _, _ = self._ask([_user(text), {"role": "assistant", "content": answer}, _user("Go on.")], 1)
+        said = {"role": "assistant", "content": answer or "Yes."}  # all of it may have been a thought
+        warm, _, _ = self._ask([_user(text), said, _user("Go on.")], 1)
         return Reading(
             prompt_tokens=first.prompt_tokens,
             prompt_speed=speed,
             generated=first.thought_tokens + first.answer_tokens,
             generation_speed=first.tokens_per_second,
             first_token_cold=first.time_to_first_token,
-            first_token_warm=warm.time_to_first_token if warm else None,
-            warm_evaluated=warm.prompt_tokens - warm.reused_tokens if warm else 0,
+            first_token_warm=warm.time_to_first_token,
+            warm_evaluated=warm.prompt_tokens - warm.reused_tokens,
         )
 
     def memory(self) -> int | None:
