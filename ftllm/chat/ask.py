@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ftllm.chat import store as chats
-from ftllm.chat.events import AnyEvent, Done, Failed, Loaded
+from ftllm.chat.events import AnyEvent, Done, Failed, Loaded, StateSaved
 from ftllm.chat.options import ChatOptions
 from ftllm.chat.remote import Remote, Target
 from ftllm.chat.session import Reply, Session
+from ftllm.chat.states import prune, state_file
 from ftllm.chat.store import Store
 from ftllm.chat.voice import Voice
 from ftllm.errors import UserError, WorkError
@@ -39,7 +40,7 @@ class Kept:
     def begin(self, prompt: str, options: ChatOptions, author: chats.Author) -> chats.Recorder:
         """Add the question; the recorder of its reply."""
         with self.store.writing():
-            info = self.info or chats.create_session(self.store, title=self.name)
+            info = self.info = self.info or chats.create_session(self.store, title=self.name)
             chats.set_system(self.store, info.id, options.system)
             chats.change_session(self.store, info.id, model=author.model, options=author.options)
             asked = chats.add_user(self.store, info.id, prompt, after=chats.last_of(self.nodes))
@@ -84,6 +85,8 @@ class Asker:
             KeyboardInterrupt: Ctrl-C before the model was loaded, or a second time.
         """
         self._voice.load(target, options.load)
+        if kept is not None and kept.info is not None:
+            self._voice.load_state(state_file(kept.info.uid))
         session = Session(options.system, [node.message for node in kept.nodes] if kept else [])
         session.ask(prompt)
         number = self._voice.generate(session.context(), options.reply)
@@ -108,10 +111,21 @@ class Asker:
                     if isinstance(event, Failed) and (event.reply == 0 or not (reply.answer or reply.thoughts)):
                         raise error_of(event)
                     if isinstance(event, Done | Failed):
-                        return reply
+                        break
             finally:
                 if recorder is not None and reply.end is None:
                     recorder.finish()
+        if kept is not None and kept.info is not None and isinstance(target, Path) and isinstance(event, Done):
+            self._save_state(state_file(kept.info.uid))
+        return reply
+
+    def _save_state(self, path: Path) -> None:
+        """Keep what the model has read for the session's next question; where that fails, it is read again."""
+        self._voice.save_state(path)
+        while not isinstance(event := self._events.get(), StateSaved | Failed):
+            pass
+        if isinstance(event, StateSaved) and not event.error:
+            prune(path)
 
 
 class _Interrupt:

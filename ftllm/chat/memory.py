@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ftllm.chat.prompt import common_prefix
+from ftllm.chat.states import label_of
 from ftllm.files import whole_file, write_json
 from ftllm.llama import native
 from ftllm.llama.context import AbortedError, Context
@@ -116,13 +117,13 @@ class Memory:
         """
         with whole_file(path) as partial:
             size = save_file(self.context, partial, self.tokens)
-        write_json(_label(path), {**_key(model), "tokens": len(self.tokens), "bytes": size})
+        write_json(label_of(path), {**_key(model), "tokens": len(self.tokens), "bytes": size})
         return size
 
     def load(self, path: Path, model: str) -> str:
         """Take the cache from a file; why not, or nothing."""
         try:
-            label = json.loads(_label(path).read_text(encoding="utf-8"))
+            label = json.loads(label_of(path).read_text(encoding="utf-8"))
             size = path.stat().st_size
         except (OSError, ValueError):
             return "there is no saved state"
@@ -160,16 +161,6 @@ class Memory:
     def _cut(self, length: int) -> None:
         del self.tokens[length:]
         self._points = [point for point in self._points if point.length <= length]
-
-
-def discard(path: Path) -> None:
-    """Remove a saved state, where there is one."""
-    for file in (path, _label(path)):
-        file.unlink(missing_ok=True)
-
-
-def _label(path: Path) -> Path:
-    return path.with_name(path.name + ".json")
 
 
 def _key(model: str) -> dict[str, str]:

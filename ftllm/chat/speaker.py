@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ftllm.chat.events import (
@@ -152,16 +153,28 @@ class Speaker:
 
         It stops as soon as `control` says so, and tells nothing then.
         """
-        said, self._said = self._said, None
+        said = self._said
         if said is None:
             return
         ids = next_ids(said.messages, self.model, said.think)
         if not ids or len(ids) >= self.context.n_ctx:
+            self._said = None
             return
         kept = self.memory.rewind(ids)
         if self.memory.evaluate(ids, stop=lambda: control.stop):
+            self._said = None
             self.memory.mark()
             self._emit(Prepared(self._clock(), 0, len(ids), len(ids) - kept))
+
+    def save_state(self, path: Path, model: str) -> int:
+        """Write the cache to a file, ready for the next message; see `Memory.save`."""
+        self.prepare(Control())
+        return self.memory.save(path, model)
+
+    def load_state(self, path: Path, model: str) -> str:
+        """Take the cache from a file; why not, or nothing."""
+        self._said = None
+        return self.memory.load(path, model)
 
     def _fitting(self, number: int, messages: Messages, options: ReplyOptions, limit: int) -> tuple[Messages, Prompt]:
         """The messages the model gets to see, and their prompt of at most `limit` tokens.

@@ -202,21 +202,22 @@ class Worker:
         self._speaker.reply(command.reply, command.messages, command.options, self._controls[command.reply])
 
     def _save_state(self, path: Path) -> None:
-        """Write the cache to a file; a state that cannot be kept is no failure of the engine."""
-        memory = self._speaker.memory if self._speaker is not None else None
-        size, error = 0, "no model is loaded"
-        if memory is not None:
+        """Write the cache to a file; that it cannot be kept is no failure of the engine."""
+        size = tokens = 0
+        error = "no model is loaded"
+        if self._speaker is not None:
             try:
-                size, error = memory.save(path, self._fingerprint), ""
+                size, error = self._speaker.save_state(path, self._fingerprint), ""
+                tokens = len(self._speaker.memory)
             except (UserError, OSError) as failure:
                 error = str(failure)
-        tokens = len(memory) if memory is not None and not error else 0
         self._emit(StateSaved(time.monotonic(), 0, str(path), tokens, size, error))
 
     def _load_state(self, path: Path) -> None:
-        memory = self._speaker.memory if self._speaker is not None else None
-        reason = memory.load(path, self._fingerprint) if memory is not None else "no model is loaded"
-        tokens = len(memory) if memory is not None and not reason else 0
+        speaker, tokens, reason = self._speaker, 0, "no model is loaded"
+        if speaker is not None:
+            reason = speaker.load_state(path, self._fingerprint)
+            tokens = 0 if reason else len(speaker.memory)
         self._emit(StateLoaded(time.monotonic(), 0, str(path), tokens, reason))
 
     def _emit(self, event: AnyEvent) -> None:
