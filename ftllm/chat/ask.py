@@ -42,7 +42,7 @@ class Kept:
         with self.store.writing():
             info = self.info = self.info or chats.create_session(self.store, title=self.name)
             chats.set_system(self.store, info.id, options.system)
-            chats.change_session(self.store, info.id, model=author.model, options=author.options)
+            chats.change_session(self.store, info.id, model=author.model, load=options.load, options=author.options)
             asked = chats.add_user(self.store, info.id, prompt, after=chats.last_of(self.nodes))
             return chats.begin_reply(self.store, info.id, after=asked.id, author=author)
 

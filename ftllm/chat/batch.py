@@ -28,10 +28,10 @@ from ftllm.chat.writer import Writer
 from ftllm.data.rows import read_rows
 from ftllm.data.shapes import conversation_of
 from ftllm.errors import UserError
+from ftllm.llama.adapters import fingerprint_with
 from ftllm.llama.context import DEFAULT_CONTEXT
 from ftllm.llama.generate import Generation, generate_batch
 from ftllm.llama.header import read_header
-from ftllm.llama.identity import fingerprint
 from ftllm.llama.model import Model
 from ftllm.llama.text import TextStream, control_texts
 from ftllm.loops import LoopGuard
@@ -161,8 +161,9 @@ def _answer_local(
     rows: Sequence[Row], todo: Sequence[int], path: Path, options: ChatOptions, parallel: int, take: OnResult
 ) -> None:
     reply = options.reply
-    with Model.load(path, gpu_layers=options.load.gpu_layers) as model:
-        n_ctx = options.load.n_ctx or min(model.n_ctx_train or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    load = options.load
+    with Model.load(path, gpu_layers=load.gpu_layers, n_ctx=load.n_ctx, adapters=load.adapter_paths) as model:
+        n_ctx = load.n_ctx or min(model.n_ctx_train or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
         prompts: dict[int, Prompt] = {}
         for number in todo:
             try:
@@ -329,7 +330,9 @@ def _directory() -> Path:
 
 def _key(rows: Sequence[Row], target: Target, options: ChatOptions) -> str:
     """The same for the same questions put to the same model in the same way."""
-    model = str(target) if isinstance(target, Remote) else fingerprint(read_header(target))
+    model = (
+        str(target) if isinstance(target, Remote) else fingerprint_with(read_header(target), options.load.adapter_paths)
+    )
     questions = [[row.id, row.messages] for row in rows]
     asked = json.dumps([model, asdict(options.reply), options.load.n_ctx, questions])
     return hashlib.sha256(asked.encode()).hexdigest()[:32]

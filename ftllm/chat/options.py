@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from ftllm.errors import UserError
@@ -20,11 +21,22 @@ class LoadSettings:
         n_ctx: tokens the context holds; 0 for the model's own length, within reason.
         gpu_layers: layers on the GPU; `auto` for all that fit.
         n_threads: CPU threads; None for one a physical core.
+        adapters: LoRA GGUFs and their scales.
     """
 
     n_ctx: int = 0
     gpu_layers: int | Literal["auto"] = "auto"
     n_threads: int | None = None
+    adapters: tuple[tuple[str, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Make tuples of what JSON has made lists."""
+        object.__setattr__(self, "adapters", tuple((path, scale) for path, scale in self.adapters))
+
+    @property
+    def adapter_paths(self) -> list[tuple[Path, float]]:
+        """The adapters as files."""
+        return [(Path(path), scale) for path, scale in self.adapters]
 
 
 @dataclass(frozen=True)

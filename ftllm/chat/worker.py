@@ -40,7 +40,7 @@ from ftllm.chat.options import LoadSettings
 from ftllm.chat.speaker import Control, Speaker
 from ftllm.errors import UserError, WorkError
 from ftllm.llama import native
-from ftllm.llama.identity import fingerprint
+from ftllm.llama.adapters import fingerprint_with
 from ftllm.llama.model import Model, fewer_and_fewer
 from ftllm.llama.placement import devices, in_words
 
@@ -164,7 +164,7 @@ class Worker:
         found = devices()
         speaker = self._speaker = self._load_to_fit(path, settings, progress)
         model = speaker.model
-        self._fingerprint = fingerprint(model.header)
+        self._fingerprint = fingerprint_with(model.header, settings.adapter_paths)
         now = time.monotonic()
         self._emit(
             Loaded(
@@ -187,7 +187,13 @@ class Worker:
         """The model and its context; with fewer layers on the GPU where the context does not fit beside them."""
         layers = settings.gpu_layers
         while True:
-            model = Model.load(path, gpu_layers=layers, n_ctx=settings.n_ctx, progress=progress)
+            model = Model.load(
+                path,
+                gpu_layers=layers,
+                n_ctx=settings.n_ctx,
+                adapters=settings.adapter_paths,
+                progress=progress,
+            )
             try:
                 return Speaker(model, settings, self._emit)
             except WorkError:

@@ -7,7 +7,7 @@ import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ftllm.chat.store import SessionInfo
 
 INTERRUPTED = 130
+Settings = TypeVar("Settings", LoadSettings, ReplyOptions)
 PARALLEL = 8
 
 
@@ -63,6 +64,12 @@ def chat(
     max_tokens: Annotated[
         int, typer.Option(min=1, metavar="N", help="Tokens generated at most, thoughts included.")
     ] = 8192,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE.gguf[=SCALE]", help="Put a LoRA adapter on the model; may repeat.", show_default=False
+        ),
+    ] = None,
     name: Annotated[
         str, typer.Option("--model", metavar="NAME", help="Which of an endpoint's models; the only one by default.")
     ] = "",
@@ -110,7 +117,7 @@ def chat(
       ftllm chat http://gpu-box:8000/v1 --model Qwen3-32B
     """
     options = ChatOptions(
-        load=LoadSettings(n_ctx=ctx, gpu_layers=gpu_layers_of(gpu_layers)),
+        load=LoadSettings(n_ctx=ctx, gpu_layers=gpu_layers_of(gpu_layers), adapters=_adapters(lora or [])),
         reply=ReplyOptions(
             max_tokens=max_tokens, think=think, think_budget=think_budget, loops=loops, temperature=temp, seed=seed
         ),
@@ -122,7 +129,8 @@ def chat(
     if batch is not None:
         if prompt is not None or session is not None:
             raise UserError("--batch goes with neither -p nor --session", "the prompts are in the file")
-        raise typer.Exit(_batch(batch, *_target(model, name, runs), options, parallel, output))
+        model = local(model, runs, Reporter(quiet=quiet or json_output, verbose=verbose))
+        raise typer.Exit(_batch(batch, *_target(model, name, runs, options), options, parallel, output))
     asked = prompt is not None or not sys.stdin.isatty()
     if not asked and (json_output or not sys.stdout.isatty()):
         raise UserError("there is no prompt, and no terminal to ask for one", "give it with -p, or pipe it in")
@@ -165,17 +173,30 @@ def _given(context: typer.Context) -> set[str]:
 
 def _as_before(info: SessionInfo, options: ChatOptions, given: set[str]) -> ChatOptions:
     """A session's own settings, but for what is given now."""
-    names = {field.name: field.name for field in fields(ReplyOptions)} | {"temperature": "temp"}
-    changes = {field: getattr(options.reply, field) for field, name in names.items() if name in given}
-    system = options.system if "system" in given else info.system
-    return replace(options, reply=replace(info.options, **changes), system=system)
+    load = _changed(info.load, options.load, given, adapters="lora", n_ctx="ctx")
+    reply = _changed(info.options, options.reply, given, temperature="temp")
+    return replace(options, load=load, reply=reply, system=options.system if "system" in given else info.system)
 
 
-def _target(model: str | None, name: str, runs: Path) -> tuple[Target, str]:
+def _changed(before: Settings, now: Settings, given: set[str], **parameters: str) -> Settings:
+    """Settings as they were, but for those whose parameter is `given`; most are called as their field."""
+    changes = {
+        field.name: getattr(now, field.name)
+        for field in fields(before)
+        if parameters.get(field.name, field.name) in given
+    }
+    return replace(before, **changes)
+
+
+def _target(model: str | None, name: str, runs: Path, options: ChatOptions) -> tuple[Target, str]:
     """What to talk to, and in words where it came from."""
     from ftllm.chat.remote import is_address, parse_remote
 
     if model is not None and is_address(model):
+        if options.load.adapters:
+            raise UserError(
+                "--lora goes with a model on this machine", "an endpoint serves its adapters by their names"
+            )
         return parse_remote(model, name), ""
     if name:
         raise UserError("--model names one of an endpoint's models", "give the endpoint's address, http://host:8000/v1")
@@ -187,7 +208,7 @@ def _target(model: str | None, name: str, runs: Path) -> tuple[Target, str]:
 
 def open_screen(model: str | None, options: ChatOptions, name: str = "", runs: Path = DEFAULT_RUNS) -> int:
     """Talk on the screen until the person leaves; the exit code."""
-    target, _ = _target(model, name, runs)
+    target, _ = _target(model, name, runs, options)
     from tui.app import run_chat
 
     return run_chat(target, options)
@@ -210,7 +231,7 @@ def _answer(
     with Asker() as asker:
         if model is None or not is_address(model):
             asker.start()
-        target, origin = _target(model, name, runs)
+        target, origin = _target(model, name, runs, options)
         text = _prompt(prompt)
         if output.json:
             reply = asker.ask(target, text, options, kept=kept)
@@ -308,3 +329,20 @@ def _system(given: str | None) -> str | None:
         return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeError) as error:
         raise UserError(f"the system prompt {path} cannot be read: {error}", "give a UTF-8 text file") from None
+
+
+def _adapters(given: list[str]) -> tuple[tuple[str, float], ...]:
+    """`FILE.gguf` or `FILE.gguf=0.5`, as absolute paths with their scales."""
+    adapters = []
+    for text in given:
+        path, scale = text, 1.0
+        if not Path(text).exists() and "=" in text:
+            path, _, number = text.rpartition("=")
+            try:
+                scale = float(number)
+            except ValueError:
+                raise UserError(
+                    f"--lora {text}: {number!r} is no scale", "give a number; 1 is the adapter as it is"
+                ) from None
+        adapters.append((str(Path(path).expanduser().resolve()), scale))
+    return tuple(adapters)

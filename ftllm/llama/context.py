@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ftllm.errors import UserError, WorkError
 from ftllm.llama import native
+from ftllm.llama.adapters import set_adapters
 from ftllm.llama.machine import default_threads
 from ftllm.llama.model import Model
 
@@ -93,6 +94,7 @@ class Context:
         if not handle:
             reason = lines[-1] if lines else "llama.cpp gave no reason"
             raise WorkError(f"{model.path}: no context of {wanted} tokens: {reason}", "ask for a shorter context")
+        set_adapters(handle, model.adapters)
         self.api = api
         self.window = int(api.llama_model_n_swa(model.handle)) if windowed else 0
         self._handle: int | None = handle

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ftllm.errors import UserError, WorkError
 from ftllm.llama import native
+from ftllm.llama.adapters import Adapters, load_adapters
 from ftllm.llama.header import Header, read_header
 from ftllm.llama.placement import devices, layers_that_fit
 
@@ -42,6 +43,7 @@ class Model:
         self._contexts: weakref.WeakSet[Context] = weakref.WeakSet()
         self._pieces: dict[tuple[int, bool], bytes] = {}
         self.n_vocab = int(self._api.llama_vocab_n_tokens(self._vocabulary))
+        self.adapters: list[tuple[Any, float]] = []  # llama.cpp's handles and scales, for every context
 
     @classmethod
     def load(
@@ -51,6 +53,7 @@ class Model:
         gpu_layers: int | Literal["auto"] = "auto",
         vocab_only: bool = False,
         n_ctx: int = 0,
+        adapters: Adapters = (),
         progress: Callable[[float], bool] | None = None,
     ) -> Self:
         """Load a GGUF file.
@@ -59,6 +62,7 @@ class Model:
             gpu_layers: layers placed on a GPU, the output counted as one; `auto` is as many as fit with a context of
                 `n_ctx` tokens (0: the usual 8192), then fewer while loading fails.
             vocab_only: load the vocabulary and no weights; such a model cannot have a `Context`.
+            adapters: LoRA GGUFs and their scales, put on every context of the model.
             progress: called with the share loaded, 0 to 1; returning False stops the loading.
 
         Raises:
@@ -75,7 +79,13 @@ class Model:
         for layers in _layer_attempts(header, gpu_layers, vocab_only, n_ctx):
             handle, failure = _load(api, header, layers, vocab_only, progress)
             if handle:
-                return cls(handle, header, layers, vocab_only)
+                model = cls(handle, header, layers, vocab_only)
+                try:
+                    model.adapters = load_adapters(handle, header, adapters)
+                except BaseException:
+                    model.close()
+                    raise
+                return model
         raise _load_error(header, failure)
 
     def close(self) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
 import numpy as np
+from numpy.typing import NDArray
 
 WIDTH, INNER, HEADS, HEAD_WIDTH, LAYERS, WINDOW, N_CTX = 256, 512, 4, 64, 7, 16, 512
 CONTROL = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
@@ -21,8 +23,10 @@ FIRST_WORD = FIRST_BYTE + 256
 N_VOCAB = 320
 
 
-def write_gemma(path: Path, *, seed: int = 0, scale: float = 1.0) -> Path:
-    """A GGUF in F32; `scale` sharpens or flattens the logits."""
+def write_gemma(
+    path: Path, *, seed: int = 0, scale: float = 1.0, added: Mapping[str, NDArray[np.float32]] | None = None
+) -> Path:
+    """A GGUF in F32; `scale` sharpens or flattens the logits, `added` is added to weights by name."""
     writer = gguf.GGUFWriter(path, "gemma3")
     writer.add_name("Tiny test")
     writer.add_context_length(N_CTX)
@@ -45,6 +49,7 @@ def write_gemma(path: Path, *, seed: int = 0, scale: float = 1.0) -> Path:
 
     def add(name: str, *shape: int, gain: float = 1.0) -> None:
         values = generator.normal(0, gain * shape[-1] ** -0.5, shape).astype(np.float32)
+        values += (added or {}).get(f"{name}.weight", np.float32(0))
         writer.add_tensor(f"{name}.weight", values)
 
     def norm(name: str, width: int, gain: float = 1.0) -> None:
@@ -72,6 +77,31 @@ def write_gemma(path: Path, *, seed: int = 0, scale: float = 1.0) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def write_lora(
+    path: Path, *, seed: int, architecture: str = "gemma3", width: int = WIDTH
+) -> dict[str, NDArray[np.float32]]:
+    """A LoRA GGUF of rank 4 and alpha 8 on three kinds of weights; what it adds at scale 1 to each, by name."""
+    generator = np.random.default_rng(seed)
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 8.0)
+    changes: dict[str, NDArray[np.float32]] = {}
+    for layer in range(LAYERS):
+        for name, rows in (("attn_q", HEADS * HEAD_WIDTH), ("attn_v", HEAD_WIDTH), ("ffn_up", INNER)):
+            a = generator.normal(0, 0.1, (4, width)).astype(np.float32)
+            b = generator.normal(0, 0.1, (rows, 4)).astype(np.float32)
+            weight = f"blk.{layer}.{name}.weight"
+            writer.add_tensor(f"{weight}.lora_a", a)
+            writer.add_tensor(f"{weight}.lora_b", b)
+            changes[weight] = 8.0 / 4 * b @ a
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return changes
 
 
 def add_vocabulary(writer: gguf.GGUFWriter) -> None:

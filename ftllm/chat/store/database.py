@@ -76,6 +76,9 @@ MIGRATIONS = (
             VALUES('delete', OLD.id, OLD.content, OLD.thought);
     END;
     """,
+    """
+    ALTER TABLE sessions ADD COLUMN load TEXT NOT NULL DEFAULT '{}';  -- JSON: LoadSettings
+    """,
 )
 
 

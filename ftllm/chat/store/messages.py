@@ -13,7 +13,7 @@ from ftllm.chat.events import Stats
 from ftllm.chat.options import ReplyOptions
 from ftllm.chat.session import ChatMessage
 from ftllm.chat.store.database import Store
-from ftllm.chat.store.sessions import options_from_json, options_to_json, title_of
+from ftllm.chat.store.sessions import settings_from_json, settings_to_json, title_of
 from ftllm.errors import UserError
 
 _SIBLINGS = (
@@ -147,7 +147,7 @@ def add_message(
                 _stats_to_json(message.stats),
                 author.model,
                 author.model_hash,
-                options_to_json(author.options) if author.options else None,
+                settings_to_json(author.options) if author.options else None,
                 now if created is None else created,
             ),
         )
@@ -274,7 +274,11 @@ def _node(row: dict[str, Any]) -> Node:
             stop_reason=row["stop_reason"],
             stats=stats_from(row["stats"]),
         ),
-        author=Author(row["model"], row["model_hash"], options_from_json(row["options"]) if row["options"] else None),
+        author=Author(
+            row["model"],
+            row["model_hash"],
+            settings_from_json(ReplyOptions, row["options"]) if row["options"] else None,
+        ),
         error=row["error"],
         branch=row["branch"],
         branches=row["branches"],

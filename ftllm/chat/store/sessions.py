@@ -8,12 +8,13 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
-from ftllm.chat.options import ReplyOptions
+from ftllm.chat.options import LoadSettings, ReplyOptions
 from ftllm.chat.store.database import Store
 from ftllm.errors import UserError
 
+Settings = TypeVar("Settings", LoadSettings, ReplyOptions)
 TITLE_LENGTH = 60  # characters of a title taken from the first message
 _COLUMNS = (
     "s.*, (SELECT count(*) FROM messages m WHERE m.session_id = s.id AND m.deleted IS NULL) AS messages FROM sessions s"
@@ -30,6 +31,7 @@ class SessionInfo:
         title: the person's, else the beginning of the first message; empty before there is one.
         system: the system prompt.
         model: a path or an endpoint: what was talked to last.
+        load: how the model was loaded, its adapters among it.
         options: how replies were made last.
         view: what the screen wants to find again (its scroll place).
         created, updated: seconds since the epoch.
@@ -41,6 +43,7 @@ class SessionInfo:
     title: str
     system: str | None
     model: str
+    load: LoadSettings
     options: ReplyOptions
     view: Mapping[str, Any]
     created: float
@@ -60,7 +63,16 @@ def create_session(
         row = db.execute(
             "INSERT INTO sessions(uid, title, titled, system, model, options, view, created, updated)"
             " VALUES(?, ?, ?, ?, ?, ?, '{}', ?, ?)",
-            (uuid.uuid4().hex, title, bool(title), system, model, options_to_json(options), now, now),
+            (
+                uuid.uuid4().hex,
+                title,
+                bool(title),
+                system,
+                model,
+                settings_to_json(options or ReplyOptions()),
+                now,
+                now,
+            ),
         )
         return get_session(store, int(row.lastrowid or 0))
 
@@ -116,13 +128,15 @@ def change_session(
     session: int,
     *,
     model: str | None = None,
+    load: LoadSettings | None = None,
     options: ReplyOptions | None = None,
     view: Mapping[str, Any] | None = None,
 ) -> None:
     """Remember how a session goes on: what is not None. None of this counts as touching it."""
     changes = {
         "model": model,
-        "options": None if options is None else options_to_json(options),
+        "load": None if load is None else settings_to_json(load),
+        "options": None if options is None else settings_to_json(options),
         "view": None if view is None else json.dumps(dict(view)),
     }
     with store.writing() as db:
@@ -165,16 +179,16 @@ def title_of(text: str) -> str:
     return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1].rstrip() + "…"
 
 
-def options_to_json(options: ReplyOptions | None) -> str:
+def settings_to_json(settings: LoadSettings | ReplyOptions) -> str:
     """Only what differs from the defaults, so that a changed default reaches old sessions."""
-    given = asdict(options or ReplyOptions())
-    return json.dumps({name: value for name, value in given.items() if value != getattr(ReplyOptions(), name)})
+    defaults = asdict(type(settings)())
+    return json.dumps({name: value for name, value in asdict(settings).items() if value != defaults[name]})
 
 
-def options_from_json(text: str | None) -> ReplyOptions:
-    """The options of a row; what this version does not know is left out."""
-    known = {field.name for field in fields(ReplyOptions)}
-    return ReplyOptions(**{name: value for name, value in json.loads(text or "{}").items() if name in known})
+def settings_from_json(kind: type[Settings], text: str | None) -> Settings:
+    """The settings of a row; what this version does not know is left out."""
+    known = {field.name for field in fields(kind)}
+    return kind(**{name: value for name, value in json.loads(text or "{}").items() if name in known})
 
 
 def _row(db: sqlite3.Connection, query: str, *values: object) -> dict[str, Any] | None:
@@ -194,7 +208,8 @@ def _info(row: dict[str, Any]) -> SessionInfo:
         title=row["title"],
         system=row["system"],
         model=row["model"],
-        options=options_from_json(row["options"]),
+        load=settings_from_json(LoadSettings, row["load"]),
+        options=settings_from_json(ReplyOptions, row["options"]),
         view=json.loads(row["view"]),
         created=row["created"],
         updated=row["updated"],

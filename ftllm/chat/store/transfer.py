@@ -18,9 +18,9 @@ from ftllm.chat.store.sessions import (
     SessionInfo,
     create_session,
     get_session,
-    options_from_json,
-    options_to_json,
     rename_session,
+    settings_from_json,
+    settings_to_json,
 )
 from ftllm.data.shapes import conversation_of
 from ftllm.errors import UserError
@@ -83,7 +83,7 @@ def to_json(store: Store, session: int) -> dict[str, Any]:
         "title": info.title,
         "system": info.system,
         "model": info.model,
-        "options": json.loads(options_to_json(info.options)),
+        "options": json.loads(settings_to_json(info.options)),
         "created": info.created,
         "updated": info.updated,
         "shown": [numbers[node.id] for node in shown(store, session)],
@@ -203,7 +203,7 @@ def _node_to_json(node: Node, numbers: Mapping[int, int]) -> dict[str, Any]:
             "stats": None if message.stats is None else asdict(message.stats),
             "model": author.model,
             "model_hash": author.model_hash,
-            "options": None if author.options is None else json.loads(options_to_json(author.options)),
+            "options": None if author.options is None else json.loads(settings_to_json(author.options)),
         }
     return value
 
@@ -240,7 +240,7 @@ def _options(value: Mapping[str, Any]) -> ReplyOptions:
     """Options from another's file: each of its type, unknown ones left out."""
     from pydantic import TypeAdapter
 
-    given = json.dumps(asdict(options_from_json(json.dumps(value))))
+    given = json.dumps(asdict(settings_from_json(ReplyOptions, json.dumps(value))))
     return TypeAdapter(ReplyOptions).validate_json(given, strict=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import stat
 import time
 from collections.abc import Iterator
@@ -11,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from ftllm.chat import store as chats
-from ftllm.chat.options import ReplyOptions
+from ftllm.chat.options import LoadSettings, ReplyOptions
 from ftllm.chat.session import ChatMessage, context_of
-from ftllm.chat.store import Author, Node, Store
+from ftllm.chat.store import Author, Node, Store, database
 from ftllm.errors import UserError
 
 HELLO = ChatMessage("assistant", "Hello!", thought="A greeting.", thought_seconds=1.5, thought_tokens=4)
@@ -222,3 +223,28 @@ def test_a_store_in_memory_does_all_the_same() -> None:
         say(store, session, "a", "b")
         assert texts(store, session) == ["a", "b"]
         assert len(chats.search(store, "b")) == 1
+
+
+def test_an_older_versions_file_is_brought_up_to_date(tmp_path: Path) -> None:
+    path = tmp_path / "chats.db"
+    old = sqlite3.connect(path)
+    for statement in database.statements(database.MIGRATIONS[0]):
+        old.execute(statement)
+    old.execute("PRAGMA user_version = 1")
+    old.execute(
+        "INSERT INTO sessions(uid, title, titled, model, options, view, created, updated, first_id)"
+        " VALUES('u', 'old', 1, 'm', '{\"top_k\": 3, \"unheard_of\": 1}', '{}', 1.0, 2.0, 1)"
+    )
+    old.execute(
+        "INSERT INTO messages(session_id, role, content, thought, thought_seconds, thought_tokens, answer_tokens,"
+        " error, model, model_hash, created) VALUES(1, 'user', 'hello', '', 0, 0, 0, '', '', '', 1.0)"
+    )
+    old.commit()
+    old.close()
+    with chats.open_store(path) as store:
+        (info,) = chats.list_sessions(store)
+        assert (info.title, info.options, info.load) == ("old", ReplyOptions(top_k=3), LoadSettings())
+        assert texts(store, info.id) == ["hello"]
+        chats.change_session(store, info.id, load=LoadSettings(adapters=(("a.gguf", 0.5),)))
+        assert chats.get_session(store, info.id).load.adapters == (("a.gguf", 0.5),)
+    chats.open_store(path).close()
