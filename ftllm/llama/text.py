@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Iterable
 
 from ftllm.llama.model import Model
+
+MARK = re.compile(r"<\|.+>|<.+\|>")  # "<|end|>", "<|channel>", "<channel|>"
 
 
 class TextStream:
@@ -33,6 +36,10 @@ class TextStream:
 
 
 def control_texts(model: Model, strings: Iterable[str]) -> dict[int, str]:
-    """Control tokens that `strings` are written with, and what they stand for: as text they are nothing."""
-    tokens = {token for string in strings for token in model.encode(string) if not model.piece(token)}
-    return {token: model.piece(token, special=True).decode("utf-8", "replace") for token in tokens}
+    """Control tokens that `strings` are written with, and what they stand for: as text they may be nothing.
+
+    llama.cpp gives the marks of some formats, gpt-oss's for one, a text of their own; they are told by their shape.
+    """
+    tokens = {token for string in strings for token in model.encode(string)}
+    texts = {token: model.piece(token, special=True).decode("utf-8", "replace") for token in tokens}
+    return {token: text for token, text in texts.items() if not model.piece(token) or MARK.fullmatch(text)}

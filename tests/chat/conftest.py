@@ -7,7 +7,7 @@ last token of the prompt, which is the last character of the last message, choos
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -37,13 +37,18 @@ TEMPLATE = (
 )
 
 
-def write_scripted(path: Path, scripts: Mapping[str, list[str]] = SCRIPTS, template: str = TEMPLATE) -> Path:
-    """Write the model. What a token is followed by must not depend on the script it is in."""
+def write_scripted(
+    path: Path,
+    scripts: Mapping[str, list[str]] = SCRIPTS,
+    template: str = TEMPLATE,
+    control: Collection[str] = (),
+) -> Path:
+    """Write the model. What a token is followed by must not depend on the script it is in; `control` have no text."""
     chain = [text for script in scripts.values() for text in script if not text.startswith("<0x")]
     texts = ["<unk>", "<bos>", "<eos>", "<end_of_turn>", *(f"<0x{byte:02X}>" for byte in range(256))]
     texts += [text for text in dict.fromkeys([*LETTERS, *chain]) if text not in texts]
     kinds = [gguf.TokenType.UNKNOWN, *[gguf.TokenType.CONTROL] * 3, *[gguf.TokenType.BYTE] * 256]
-    kinds += [gguf.TokenType.NORMAL] * (len(texts) - len(kinds))
+    kinds += [gguf.TokenType.CONTROL if text in control else gguf.TokenType.NORMAL for text in texts[len(kinds) :]]
     assert len(texts) <= WIDTH
 
     writer = gguf.GGUFWriter(path, "llama")
@@ -104,6 +109,19 @@ def opening(tmp_path_factory: pytest.TempPathFactory) -> Path:
     template = TEMPLATE.replace("{{ messages[-1]['content'][-1] }}", "<think>") + "{# </think> #}"
     scripts = {">": ["so", "</t", "hink>", " done", *END]}
     return write_scripted(tmp_path_factory.mktemp("gguf") / "opening-F32.gguf", scripts, template)
+
+
+@pytest.fixture(scope="session")
+def channels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that speaks in gpt-oss's channels, whose marks are control tokens; it thinks again and again."""
+    control = ["<|channel|>", "<|message|>", "<|end|>", "<|start|>", "<|return|>", "<|call|>"]
+    scripts = {
+        "H": ["<|channel|>", "analysis", "<|message|>", "```", "hm", "<|end|>", "<|start|>", "assistant", control[0]],
+        "Y": ["<|return|>", "<|call|>"],  # by these llama.cpp knows that "<|end|>" ends no turn
+    }
+    template = TEMPLATE + "{# <|channel|>analysis<|message|> #}"
+    path = tmp_path_factory.mktemp("gguf") / "channels-F32.gguf"
+    return write_scripted(path, scripts, template, control)
 
 
 @pytest.fixture(autouse=True)

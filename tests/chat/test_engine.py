@@ -229,6 +229,22 @@ def test_a_template_that_opens_the_thought(opening: Path, tmp_path: Path) -> Non
     assert (reply_of(events).thought, reply_of(events).answer) == ("so", "done")
 
 
+def test_channels_whose_marks_are_control_tokens(channels: Path, tmp_path: Path) -> None:
+    talk = Talk(tmp_path)
+    with talk.engine:
+        talk.engine.load(channels)
+        thinking = talk.say("H", ReplyOptions(max_tokens=17))
+        answered = talk.say("H", ReplyOptions(max_tokens=7, think_budget=5))
+    # a fence that the thought leaves open does not hide a control token
+    assert reply_of(thinking).thoughts == ["```hm", "```hm"]
+    assert reply_of(thinking).answer == ""
+    assert only(thinking, Stats).thought_tokens == 17 - 3  # the last marks have not become anything yet
+    # "<|channel|>analysis<|message|>```hm" is the budget; then the end, and the beginning of the answer, are fed
+    assert only(answered, ThinkEnd).why == "budget"
+    assert reply_of(answered).thought == "```hm\n\nTime to answer."
+    assert reply_of(answered).answer == "```hm"
+
+
 def converse(talk: Talk, session: Session, text: str, options: ReplyOptions | None = None) -> list[AnyEvent]:
     """One more turn; the events of its reply, and of what the engine does after it."""
     session.ask(text)

@@ -1,0 +1,84 @@
+"""A conversation with models that cannot simply go back: what is read again after a reply is the reply."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ftllm.chat.events import AnyEvent, Done, Prepared, PromptProgress, Stats, TurnsDropped
+from ftllm.chat.options import LoadSettings, ReplyOptions
+from ftllm.chat.session import Reply
+from ftllm.chat.speaker import Control, Speaker
+from ftllm.llama.model import Model
+
+sys.path.append(str(Path(__file__).parents[1] / "llama"))
+
+import tiny_gemma
+from tiny_recurrent import write_hybrid, write_mamba
+
+WRITERS: dict[str, Callable[[Path], Path]] = {
+    "windows": tiny_gemma.write_gemma,
+    "recurrent": write_mamba,
+    "hybrid": write_hybrid,
+}
+OPTIONS = ReplyOptions(max_tokens=24, ignore_end=True, loops="off", temperature=1.0, seed=5)
+
+
+@pytest.fixture(params=WRITERS)
+def model(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Model]:
+    with Model.load(WRITERS[request.param](tmp_path / "model.gguf")) as model:
+        yield model
+
+
+def test_turn_after_turn(model: Model) -> None:
+    events: list[AnyEvent] = []
+    speaker = Speaker(model, LoadSettings(n_ctx=512), events.append)
+    messages = [{"role": "user", "content": "one" * 30}]
+    ready = 0
+    for turn in range(3):
+        events.clear()
+        speaker.reply(turn, messages, OPTIONS, Control())
+        speaker.prepare(Control())
+        stats = next(event for event in events if isinstance(event, Stats))
+        prepared = next(event for event in events if isinstance(event, Prepared))
+        reply = Reply()
+        for event in events:
+            reply.feed(event)
+        assert stats.reused_tokens == ready
+        if turn:
+            # the question, the end of its turn, the generation prompt
+            assert stats.prompt_tokens - stats.reused_tokens <= len("go on") + 12
+        # not the prompt again: the answer, retokenized, and what surrounds it
+        assert prepared.evaluated <= len(reply.message.content.encode()) + 20
+        ready = prepared.context_tokens
+        messages += [{"role": "assistant", "content": reply.message.content}, {"role": "user", "content": "go on"}]
+    first = next(event for event in events if isinstance(event, PromptProgress))
+    assert first.done == stats.reused_tokens
+
+
+def test_preparation_gives_way(model: Model) -> None:
+    events: list[AnyEvent] = []
+    speaker = Speaker(model, LoadSettings(n_ctx=512), events.append)
+    speaker.reply(1, [{"role": "user", "content": "one"}], OPTIONS, Control())
+    speaker.prepare(Control(stop=True))
+    assert not [event for event in events if isinstance(event, Prepared)]
+    speaker.prepare(Control())
+    assert [event for event in events if isinstance(event, Prepared)]
+
+
+def test_a_full_context(model: Model) -> None:
+    events: list[AnyEvent] = []
+    speaker = Speaker(model, LoadSettings(n_ctx=256), events.append)
+    messages = []
+    for turn in range(6):
+        messages.append({"role": "user", "content": f"{turn} " + "abc " * 10})
+        speaker.reply(turn, messages, OPTIONS, Control())
+        messages.append({"role": "assistant", "content": "yes " * 5})
+    reasons = [event.reason for event in events if isinstance(event, Done)]
+    assert reasons == ["length"] * 6
+    dropped = [event.turns for event in events if isinstance(event, TurnsDropped)]
+    assert dropped == sorted(dropped)
+    assert dropped
