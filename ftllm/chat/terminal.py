@@ -43,10 +43,22 @@ class Printer:
     Args:
         thoughts: print thoughts.
         environment: for NO_COLOR and TERM.
+        quiet: do not say where the model's layers are.
+        verbose: say it even where there is no choice, on a machine without a GPU.
     """
 
-    def __init__(self, out: TextIO, err: TextIO, *, thoughts: bool, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        out: TextIO,
+        err: TextIO,
+        *,
+        thoughts: bool,
+        environment: Mapping[str, str],
+        quiet: bool = False,
+        verbose: bool = False,
+    ) -> None:
         self._out, self._err = out, err
+        self._quiet, self._verbose = quiet, verbose
         self._thoughts = thoughts
         self._out_terminal, self._err_terminal = out.isatty(), err.isatty()
         dims = self._err_terminal and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
@@ -63,7 +75,11 @@ class Printer:
                 self._show_status(f"loading {event.fraction:.0%}")
             case PromptProgress() if 0 < event.done < event.total:
                 self._show_status(f"reading {event.done} of {event.total} tokens")
-            case Loaded() | PromptProgress():
+            case Loaded():
+                self._clear_status()
+                if not self._quiet and (self._verbose or "GPU" in event.placement):
+                    self._err.write(f"{event.placement}; a context of {event.n_ctx} tokens\n")
+            case PromptProgress():
                 self._clear_status()
             case ThinkStart() if self._thoughts:
                 self._clear_status()

@@ -239,7 +239,14 @@ def _answer(
         else:
             if origin and not output.quiet:
                 print(f"{origin}: {target}", file=sys.stderr)
-            printer = Printer(sys.stdout, sys.stderr, thoughts=options.show_thoughts, environment=os.environ)
+            printer = Printer(
+                sys.stdout,
+                sys.stderr,
+                thoughts=options.show_thoughts,
+                environment=os.environ,
+                quiet=output.quiet,
+                verbose=output.verbose,
+            )
             reply = asker.ask(target, text, options, printer, kept)
     if isinstance(reply.end, Failed):
         raise error_of(reply.end)
@@ -291,9 +298,9 @@ def _warn(reply: Reply, options: ChatOptions) -> None:
     message = reply.message
     if reply.loop is not None and options.reply.loops == "warn":
         where = "the thought" if reply.loop.thought else "the answer"
-        print(
-            f"warning: {where} goes in circles of {reply.loop.period} tokens; --loops stop ends that", file=sys.stderr
-        )
+        print(f"warning: {where} repeats itself, {reply.loop.count} times; --loops stop ends that", file=sys.stderr)
+    if reply.dropped:
+        print(f"warning: the context is full, the {reply.dropped} oldest messages are left out", file=sys.stderr)
     if message.stop_reason == "loop":
         print("warning: the answer went in circles and was stopped (--loops stop)", file=sys.stderr)
     elif message.stop_reason == "context":
