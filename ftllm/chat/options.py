@@ -18,7 +18,7 @@ class LoadSettings:
     """How a model is loaded.
 
     Args:
-        n_ctx: tokens the context holds; 0 for the model's own length, within reason.
+        n_ctx: tokens the context holds; 0 for 8192 to 32768, as the model and the memory allow.
         gpu_layers: layers on the GPU; `auto` for all that fit.
         n_threads: CPU threads; None for one a physical core.
         adapters: LoRA GGUFs and their scales.

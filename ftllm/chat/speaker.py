@@ -26,7 +26,9 @@ from ftllm.chat.prompt import Prompt, build_prompt, kept_length, next_ids
 from ftllm.chat.writer import Clock, Emit, Writer
 from ftllm.errors import UserError
 from ftllm.llama.context import Context
+from ftllm.llama.machine import available_memory
 from ftllm.llama.model import Model
+from ftllm.llama.placement import devices, usual_context
 from ftllm.llama.sampling import Sampler, Sampling
 from ftllm.llama.text import TextStream, control_texts
 from ftllm.loops import LoopGuard
@@ -93,8 +95,9 @@ class Speaker:
 
     def __init__(self, model: Model, settings: LoadSettings, emit: Emit, clock: Clock = time.monotonic) -> None:
         self.model = model
+        n_ctx = settings.n_ctx or usual_context(model.header, _free_memory(model))
         self.context = Context(
-            model, n_ctx=settings.n_ctx, n_batch=CHUNK, n_threads=settings.n_threads, n_outputs=1, windowed=True
+            model, n_ctx=n_ctx, n_batch=CHUNK, n_threads=settings.n_threads, n_outputs=1, windowed=True
         )
         self.memory = Memory(self.context)
         self._tag_texts = control_texts(model, tags_of(model.chat_template).strings)
@@ -306,6 +309,11 @@ class Speaker:
             sampler.accept(token)
         writer.close_thought(TIME_TO_ANSWER, len(tokens), why)
         return True
+
+
+def _free_memory(model: Model) -> int:
+    """Bytes that are free where the cache goes: on the GPU with its layers, else in the machine."""
+    return sum(device.free for device in devices()) if model.gpu_layers else available_memory()
 
 
 def sampling_of(model: Model, options: ReplyOptions) -> Sampling:

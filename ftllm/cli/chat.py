@@ -52,7 +52,7 @@ def chat(
         LoopMode, typer.Option(help="When it goes in circles: say so, stop that, or do not look for it.")
     ] = "warn",
     ctx: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Context length in tokens; 0 is the model's own, at most 8192.")
+        int, typer.Option(min=0, metavar="N", help="Context length in tokens; 0 takes 8192 to 32768, as memory allows.")
     ] = 0,
     gpu_layers: Annotated[
         str, typer.Option(metavar="N|auto", help="Layers on the GPU; auto is all that fit.")

@@ -16,6 +16,8 @@ RESERVED = 256 << 20  # bytes a device: the driver's own, kernels, fragments
 MARGIN = 0.05  # of what is free, for what other programs take meanwhile
 # Every how many layers one looks past its window, where llama.cpp knows that by the architecture: src/models/*.cpp
 WINDOW_PERIODS = {"gemma2": 2, "gemma3": 6, "gpt-oss": 2, "cohere2": 4, "olmo2": 4}
+CONTEXTS = (32_768, 16_384, 8192)  # tokens, the longest first
+CACHE_SHARE = 1 / 8  # of the memory that is free, for a conversation's cache
 LAYER = re.compile(r"blk\.(\d+)\.")
 
 
@@ -90,6 +92,19 @@ def kv_bytes(header: Header, layer: int, n_ctx: int) -> int:
     window = header.integer("attention.sliding_window") if _windowed(header, layer) else 0
     tokens = min(n_ctx, window + UBATCH) if window else n_ctx
     return 2 * heads * both * tokens
+
+
+def usual_context(header: Header, free: int) -> int:
+    """A context for long thoughts that does not take more than its share of `free` bytes of memory; at least 8192.
+
+    Never longer than the model was trained for; 8192 where that is unknown.
+    """
+    longest = header.n_ctx_train or CONTEXTS[-1]
+    for n_ctx in CONTEXTS:
+        cache = sum(kv_bytes(header, layer, n_ctx) for layer in range(header.n_layer))
+        if n_ctx <= longest and cache <= free * CACHE_SHARE:
+            return n_ctx
+    return min(longest, CONTEXTS[-1])
 
 
 def compute_bytes(header: Header) -> int:

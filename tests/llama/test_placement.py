@@ -20,6 +20,7 @@ from ftllm.llama.placement import (
     kv_bytes,
     layers_that_fit,
     output_bytes,
+    usual_context,
 )
 
 MB = 1 << 20
@@ -88,6 +89,24 @@ def test_windows_and_layers_without_attention_take_less() -> None:
     assert [kv_bytes(gemma4, layer, 8192) // each for layer in range(3)] == [1024, 8192, 1024]
     hybrid = header("lfm2", **{"attention.head_count_kv": (0, 2) * 5})
     assert [kv_bytes(hybrid, layer, 8192) for layer in range(2)] == [0, 8 * MB]
+
+
+# ten layers of 1 KiB a token: 80, 160 and 320 MB; an eighth of what is free may go
+@pytest.mark.parametrize(
+    ("free_mb", "trained", "n_ctx"),
+    [
+        (2560, 131_072, 32_768),
+        (2559, 131_072, 16_384),
+        (1279, 131_072, 8192),
+        (0, 131_072, 8192),
+        (9999, 20_000, 16_384),
+        (9999, 8192, 8192),
+        (9999, 2048, 2048),
+        (9999, 0, 8192),
+    ],
+)
+def test_a_context_as_long_as_memory_allows(free_mb: int, trained: int, n_ctx: int) -> None:
+    assert usual_context(header(context_length=trained), free_mb * MB) == n_ctx
 
 
 def test_fewer_and_fewer_down_to_none() -> None:
