@@ -109,7 +109,7 @@ def prompt_ids(messages: Messages, vocabulary: Vocabulary, **variables: Any) -> 
 
     Arguments and errors are those of `prompt_text`.
     """
-    return _one_bos(vocabulary.encode(prompt_text(messages, vocabulary, **variables)), vocabulary)
+    return one_bos(vocabulary.encode(prompt_text(messages, vocabulary, **variables)), vocabulary)
 
 
 @dataclass(frozen=True)
@@ -287,7 +287,7 @@ def _row(turns: Sequence[_Turn], vocabulary: Vocabulary, loss: Loss, source: str
     added = _continued(left, turns[-1].rest, vocabulary)
     ids += added
     labels += [IGNORED] * len(added)
-    fixed = _one_bos(ids, vocabulary)
+    fixed = one_bos(ids, vocabulary)
     ignored = len(fixed) - len(ids)
     labels = [IGNORED] * ignored + labels if ignored >= 0 else labels[-ignored:]
     return Row(tuple(fixed), tuple(fixed if loss == "full" else labels), source)
@@ -300,7 +300,7 @@ def _continued(left: str, text: str, vocabulary: Vocabulary) -> list[int]:
     return both[len(before) :] if both[: len(before)] == before else vocabulary.encode(text)
 
 
-def _one_bos(ids: list[int], vocabulary: Vocabulary) -> list[int]:
+def one_bos(ids: list[int], vocabulary: Vocabulary) -> list[int]:
     """`ids` beginning with one BOS, where the model's sequences begin with one."""
     if vocabulary.bos_id is None:
         return ids

@@ -89,7 +89,10 @@ class Asker:
             self._voice.load_state(state_file(kept.info.uid))
         session = Session(options.system, [node.message for node in kept.nodes] if kept else [])
         session.ask(prompt)
-        number = self._voice.generate(session.context(), options.reply)
+        messages: list[Mapping[str, Any]] = [*session.context()]
+        if options.images:
+            messages[-1] = {**messages[-1], "images": options.images}
+        number = self._voice.generate(messages, options.reply)
         author = chats.Author(str(target.resolve() if isinstance(target, Path) else target), "", options.reply)
         reply = Reply()
         recorder: chats.Recorder | None = None

@@ -6,13 +6,16 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ftllm.chat.prompt import common_prefix
 from ftllm.chat.states import label_of
+from ftllm.errors import WorkError
 from ftllm.files import whole_file, write_json
 from ftllm.llama import native
 from ftllm.llama.context import AbortedError, Context
 from ftllm.llama.state import load_file, restore, save_file, snapshot
+from ftllm.llama.vision import FIRST_ID
 
 CHUNK = 512  # tokens of prompt between two looks at whether to stop (where llama.cpp cannot be aborted: on GPUs)
 POINTS = 4  # places to come back to: before and after the last two turns
@@ -90,8 +93,13 @@ class Memory:
                     return False
                 start = len(self.tokens)
                 end = min(start + self.context.n_batch, len(ids), mark if start < mark else len(ids))
+                end = next((place for place in range(start, end) if ids[place] <= FIRST_ID), end)
                 try:
-                    self.context.decode(ids[start:end], start=start, logits="last" if end == len(ids) else "none")
+                    if end == start:
+                        end = self._see(ids[start])
+                    else:
+                        wanted: Literal["last", "none"] = "last" if end == len(ids) else "none"
+                        self.context.decode(ids[start:end], start=start, logits=wanted)
                 except AbortedError:
                     self._rewind(start)
                     return False
@@ -102,6 +110,15 @@ class Memory:
         finally:
             self.context.set_abort(None)
         return not stop()
+
+    def _see(self, first_id: int) -> int:
+        """Evaluate the image that begins here; where it ends."""
+        projector = self.context.model.projector
+        if projector is None:
+            raise WorkError("the model sees no images")
+        image = projector.image(first_id)
+        projector.decode(self.context, image, len(self.tokens))
+        return len(self.tokens) + len(image.ids)
 
     def append(self, tokens: Sequence[int]) -> None:
         """Evaluate tokens that go on from here."""

@@ -22,12 +22,14 @@ class LoadSettings:
         gpu_layers: layers on the GPU; `auto` for all that fit.
         n_threads: CPU threads; None for one a physical core.
         adapters: LoRA GGUFs and their scales.
+        mmproj: the GGUF that lets the model see images; empty without images.
     """
 
     n_ctx: int = 0
     gpu_layers: int | Literal["auto"] = "auto"
     n_threads: int | None = None
     adapters: tuple[tuple[str, float], ...] = ()
+    mmproj: str = ""
 
     def __post_init__(self) -> None:
         """Make tuples of what JSON has made lists."""
@@ -79,6 +81,7 @@ class ChatOptions:
     reply: ReplyOptions = field(default_factory=ReplyOptions)
     system: str | None = None
     show_thoughts: bool = True
+    images: tuple[str, ...] = ()  # files shown with the first message
     session: str | None = None  # title, number or uid of the session to go on with, or the title of a new one
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ftllm.chat.options import ThinkMode
 from ftllm.errors import UserError
-from ftllm.render import prompt_ids
+from ftllm.render import one_bos, prompt_ids
 from ftllm.templates import render_template
 from ftllm.thoughts import ThoughtTags, opens_thought, tags_of
 from ftllm.vocabulary import Vocabulary
 
-Messages = Sequence[Mapping[str, str]]
+if TYPE_CHECKING:
+    from ftllm.llama.vision import Projector
+
+Messages = Sequence[Mapping[str, Any]]
 # What templates read: Qwen3, GLM, Gemma 4 ...; DeepSeek V3.1, Granite, Kimi; Command; MiniMax.
 THINKING = {"enable_thinking": True, "thinking": True, "reasoning": True, "thinking_mode": "enabled"}
 NOT_THINKING = {"enable_thinking": False, "thinking": False, "reasoning": False, "thinking_mode": "disabled"}
@@ -43,16 +47,20 @@ def build_prompt(messages: Messages, vocabulary: Vocabulary, think: ThinkMode = 
     the reply: the opening tag, or an empty closed thought (as Qwen3's template does).
 
     A last message of the assistant's own is the beginning of its reply, to be continued; `reasoning_content` is its
-    thought, which goes on where there is no content yet.
+    thought, which goes on where there is no content yet. `images` are files that a message shows, before its text.
 
     Raises:
-        UserError: the model has no chat template, or the template refuses the messages.
+        UserError: the model has no chat template, the template refuses the messages, or the model sees no images.
     """
     template = vocabulary.chat_template
     if template is None:
         raise UserError("the model has no chat template, so it cannot chat", "use an instruction-tuned model's GGUF")
     tags = tags_of(template)
     *messages, begun = messages if is_begun(messages) else (*messages, {})
+    pictures = [Path(path) for message in messages for path in message.get("images", ())]
+    projector = projector_of(vocabulary) if pictures else None
+    if projector is not None:
+        messages = [_marked(message, projector.marker) for message in messages]
     variables: Mapping[str, Any] = {}
     suffix = ""
     text = _text(messages, vocabulary, template)
@@ -68,12 +76,33 @@ def build_prompt(messages: Messages, vocabulary: Vocabulary, think: ThinkMode = 
     if begun:
         suffix += _begun_text(begun, tags, opened=opened, thinks=think != "off")
         opened = not begun["content"]
+    if projector is not None:
+        ids = one_bos(projector.encode(text + suffix, pictures), vocabulary)
+        return Prompt(tuple(ids), tags, opened, bool(begun))
     ids = prompt_ids(messages, vocabulary, **variables)
     if suffix:
         # As it follows the prompt: some tokenizers put a space before a text of its own.
         before, both = vocabulary.encode(text), vocabulary.encode(text + suffix)
         ids = [*ids, *(both[len(before) :] if both[: len(before)] == before else vocabulary.encode(suffix))]
     return Prompt(tuple(ids), tags, opened, bool(begun))
+
+
+def projector_of(vocabulary: Vocabulary) -> Projector:
+    """The model's eyes.
+
+    Raises:
+        UserError: it has none.
+    """
+    projector: Projector | None = getattr(vocabulary, "projector", None)
+    if projector is None:
+        raise UserError("the model sees no images", "take a vision model, its mmproj beside it or given with --mmproj")
+    return projector
+
+
+def _marked(message: Mapping[str, Any], marker: str) -> Mapping[str, Any]:
+    """A message with a marker for each of its images before its text."""
+    images = message.get("images", ())
+    return {**message, "content": marker * len(images) + message["content"]} if images else message
 
 
 def is_begun(messages: Messages) -> bool:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import mimetypes
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ftllm.chat.options import ReplyOptions
 from ftllm.chat.prompt import is_begun
-from ftllm.errors import WorkError
+from ftllm.errors import UserError, WorkError
 
 MAX_EVENT = 16 << 20  # bytes of one event; more is no chat
 NOT_OPENAI = "give the address of an OpenAI-compatible endpoint, which often ends in /v1"
@@ -47,7 +50,7 @@ def request_body(model: str, messages: Sequence[Mapping[str, Any]], options: Rep
         "repetition_penalty": options.repeat_penalty,  # vLLM's
     }
     body: dict[str, Any] = {
-        "messages": [dict(message) for message in messages],
+        "messages": [_with_images(message) for message in messages],
         "stream": True,
         "stream_options": {"include_usage": True},
         "max_tokens": options.max_tokens,
@@ -60,6 +63,26 @@ def request_body(model: str, messages: Sequence[Mapping[str, Any]], options: Rep
     if options.think != "auto":
         body["chat_template_kwargs"] = {"enable_thinking": options.think == "on"}
     return body
+
+
+def _with_images(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message whose image files are sent along.
+
+    Raises:
+        UserError: one cannot be read.
+    """
+    images = message.get("images", ())
+    if not images:
+        return dict(message)
+    parts: list[dict[str, Any]] = []
+    for path in map(Path, images):
+        try:
+            data = base64.b64encode(path.read_bytes()).decode("ascii")
+        except OSError as error:
+            raise UserError(f"the image {path} cannot be read: {error.strerror}", "give a JPEG or PNG file") from None
+        kind = mimetypes.guess_type(path.name)[0] or "image/jpeg"
+        parts.append({"type": "image_url", "image_url": {"url": f"data:{kind};base64,{data}"}})
+    return {"role": message["role"], "content": [*parts, {"type": "text", "text": message["content"]}]}
 
 
 async def server_sent_events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[str, None]:

@@ -195,10 +195,12 @@ class Worker:
                 progress=progress,
             )
             try:
+                if settings.mmproj:
+                    model.add_projector(Path(settings.mmproj))
                 return Speaker(model, settings, self._emit)
-            except WorkError:
+            except UserError as error:
                 model.close()
-                if settings.gpu_layers != "auto" or model.gpu_layers <= 0:
+                if not isinstance(error, WorkError) or settings.gpu_layers != "auto" or model.gpu_layers <= 0:
                     raise
                 layers = fewer_and_fewer(model.gpu_layers)[1]
 

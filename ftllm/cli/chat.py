@@ -70,6 +70,16 @@ def chat(
             metavar="FILE.gguf[=SCALE]", help="Put a LoRA adapter on the model; may repeat.", show_default=False
         ),
     ] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="Show a vision model an image with the prompt; may repeat.", show_default=False
+        ),
+    ] = None,
+    mmproj: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.gguf", help="With --image: the model's projector, else the one beside it."),
+    ] = None,
     name: Annotated[
         str, typer.Option("--model", metavar="NAME", help="Which of an endpoint's models; the only one by default.")
     ] = "",
@@ -124,7 +134,10 @@ def chat(
         system=_system(system),
         show_thoughts=show_thoughts and not quiet,
         session=session,
+        images=tuple(str(path.expanduser().resolve()) for path in image or []),
     )
+    if image and (batch is not None or session is not None or (prompt is None and sys.stdin.isatty())):
+        raise UserError("--image goes with -p or a piped prompt, without --session or --batch", "ask about it with -p")
     output = _Output(json=json_output, quiet=quiet, verbose=verbose)
     if batch is not None:
         if prompt is not None or session is not None:
@@ -149,7 +162,7 @@ def chat(
                 model = model or kept.info.model or None
         model = local(model, runs, Reporter(quiet=quiet or json_output, verbose=verbose))
         if asked:
-            raise typer.Exit(_answer(model, name, runs, prompt, options, output, kept))
+            raise typer.Exit(_answer(model, name, runs, prompt, options, output, kept, mmproj))
     raise typer.Exit(open_screen(model, options, name, runs))
 
 
@@ -222,6 +235,7 @@ def _answer(
     options: ChatOptions,
     output: _Output,
     kept: Kept | None,
+    mmproj: Path | None,
 ) -> int:
     from ftllm.chat.ask import Asker, as_json, error_of
     from ftllm.chat.events import Failed
@@ -233,6 +247,8 @@ def _answer(
             asker.start()
         target, origin = _target(model, name, runs, options)
         text = _prompt(prompt)
+        if options.images and isinstance(target, Path):
+            options = replace(options, load=replace(options.load, mmproj=_projector(target, mmproj)))
         if output.json:
             reply = asker.ask(target, text, options, kept=kept)
             print(as_json(reply, target))
@@ -336,6 +352,16 @@ def _system(given: str | None) -> str | None:
         return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeError) as error:
         raise UserError(f"the system prompt {path} cannot be read: {error}", "give a UTF-8 text file") from None
+
+
+def _projector(model: Path, given: Path | None) -> str:
+    """The mmproj for a model: the one given, or one that fits beside it."""
+    from ftllm.llama.vision import find_projector
+
+    path = given or find_projector(model)
+    if path is None:
+        raise UserError(f"there is no mmproj that fits beside {model}", "give the model's own with --mmproj")
+    return str(path.expanduser().resolve())
 
 
 def _adapters(given: list[str]) -> tuple[tuple[str, float], ...]:

@@ -232,6 +232,10 @@ class Context:
             raise WorkError("llama.cpp has not enough memory", "ask for a shorter context, or take a smaller model")
         raise WorkError(f"llama.cpp could not evaluate ({status}): {'; '.join(native.recent_log(3))}")
 
+    def forget_outputs(self) -> None:
+        """Something else decoded in this context: there are no logits to be had of the last batch."""
+        self._length = self._n_outputs = 0
+
     def logits(self, index: int = -1) -> NDArray[np.float32]:
         """Logits [n_vocab] of entry `index` of the last batch, -1 for the last entry that has any.
 

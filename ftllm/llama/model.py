@@ -16,10 +16,12 @@ from ftllm.errors import UserError, WorkError
 from ftllm.llama import native
 from ftllm.llama.adapters import Adapters, load_adapters
 from ftllm.llama.header import Header, read_header
+from ftllm.llama.machine import default_threads
 from ftllm.llama.placement import devices, layers_that_fit
 
 if TYPE_CHECKING:
     from ftllm.llama.context import Context
+    from ftllm.llama.vision import Projector
 
 NO_TOKEN = -1
 USUAL_CONTEXT = 8192
@@ -44,6 +46,7 @@ class Model:
         self._pieces: dict[tuple[int, bool], bytes] = {}
         self.n_vocab = int(self._api.llama_vocab_n_tokens(self._vocabulary))
         self.adapters: list[tuple[Any, float]] = []  # llama.cpp's handles and scales, for every context
+        self.projector: Projector | None = None
 
     @classmethod
     def load(
@@ -88,10 +91,23 @@ class Model:
                 return model
         raise _load_error(header, failure)
 
+    def add_projector(self, path: Path) -> None:
+        """Load the mmproj that lets the model see images.
+
+        Raises:
+            UserError: the file is not this model's mmproj.
+        """
+        from ftllm.llama.vision import Projector
+
+        self.projector = Projector(path, self, n_threads=default_threads(self.n_params))
+
     def close(self) -> None:
         """Free the weights, and every context over them first. Closing twice is fine."""
         if self._handle is None:
             return
+        if self.projector is not None:
+            self.projector.close()
+            self.projector = None
         for context in tuple(self._contexts):
             context.close()
         self._api.llama_model_free(self._handle)

@@ -56,6 +56,12 @@ def api() -> Any:
     return bindings
 
 
+def log_callback() -> Any:
+    """The callback that takes llama.cpp's log, for its companions that log on their own."""
+    api()
+    return _keep[0]
+
+
 def version() -> str:
     """The version of llama-cpp-python in use."""
     from importlib import metadata
