@@ -39,6 +39,7 @@ class Conversation:
         self.model_hash = ""
         self.options = options.reply
         self.system = options.system
+        self.title = options.session or ""  # of the session that the first message begins
         self.info: SessionInfo | None = None
         self.nodes: list[Node] = []
         self.recorder: Recorder | None = None
@@ -66,7 +67,7 @@ class Conversation:
 
     def begin(self, system: str | None, options: ReplyOptions) -> None:
         """Begin a new one."""
-        self.info, self.nodes = None, []
+        self.info, self.nodes, self.title = None, [], ""
         self.system, self.options = system, options
 
     def refresh(self) -> None:
@@ -96,7 +97,7 @@ class Conversation:
         """Add the person's turn and ask for a reply; the turn."""
         if self.info is None:
             self.info = chats.create_session(
-                self.store, system=self.system, model=str(self.model), options=self.options
+                self.store, title=self.title, system=self.system, model=str(self.model), options=self.options
             )
         asked = chats.add_user(self.store, self.info.id, text, after=chats.last_of(self.nodes))
         self.nodes.append(asked)

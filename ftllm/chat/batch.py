@@ -36,7 +36,7 @@ from ftllm.llama.model import Model
 from ftllm.llama.text import TextStream, control_texts
 from ftllm.loops import LoopGuard
 
-PARALLEL = 8
+PARALLEL = 16
 TIMINGS = ("thought_seconds", "tokens_per_second", "time_to_first_token")  # say nothing where answers share the machine
 FORM = (
     'give one {"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]} a line, with an "id" if you like'

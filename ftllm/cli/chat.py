@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 Settings = TypeVar("Settings", LoadSettings, ReplyOptions)
-PARALLEL = 8
+PARALLEL = 16
 
 
 def chat(

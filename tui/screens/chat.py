@@ -19,7 +19,7 @@ from textual.widgets import Footer, Static
 from ftllm.chat.events import AnyEvent, Done, Failed, Loaded
 from ftllm.chat.options import ChatOptions
 from ftllm.chat.remote import Target
-from ftllm.chat.store import Node, Store
+from ftllm.chat.store import Node, Store, find_session
 from ftllm.errors import UserError
 from tui.conversation import NO_REPLY, Conversation
 from tui.inbox import Inbox
@@ -104,7 +104,17 @@ class ChatScreen(Screen[None]):
         """The composer has the focus at once, whatever the model is doing."""
         self._show_queue()
         self._show_figures()
+        self._go_on()
         self.run_worker(self._follow(), name="follow")
+
+    def _go_on(self) -> None:
+        """Show the session that was asked for by name, in the way that was asked for."""
+        named = self._options.session
+        found = find_session(self.conversation.store, named) if named else None
+        if found is not None:
+            self.conversation.open(found.id)
+            self.conversation.system, self.conversation.options = self._options.system, self._options.reply
+            self.transcript.show(self._turns(self.conversation.nodes))
 
     def on_unmount(self) -> None:
         """Keep what there is."""
