@@ -15,7 +15,8 @@ from ftllm.likelihood import torch_likelihood
 from ftllm.progress import Reporter
 from ftllm.runs import Run
 from ftllm.train.config import resolve
-from ftllm.train.data import Rows, load_corpus
+from ftllm.train.corpus import load_corpus
+from ftllm.train.data import Rows
 from ftllm.train.interrupt import Interrupted
 from ftllm.train.metrics import read
 from ftllm.train.plot import curve
