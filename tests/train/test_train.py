@@ -49,7 +49,8 @@ def test_a_run_holds_what_export_and_people_need(trained: Trainer, tiny: Path, d
     assert manifest["status"] == "finished"
     assert manifest["base"]["path"] == str(tiny)
     assert manifest["base"]["files"]["model.safetensors"] == sha256_file(tiny / "model.safetensors")
-    assert manifest["data"] == [{"path": str(data), "use": "data", "sha256": sha256_file(data), "conversations": 12}]
+    found = {"format": "messages", "conversations": 12, "thoughts": {"<think>": 12}, "ignored": []}
+    assert manifest["data"] == [{"path": str(data), "use": "data", "sha256": sha256_file(data), **found}]
     assert manifest["noise"]["share_moved"] == pytest.approx(result.share_moved, abs=1e-6)
     assert manifest["noise"]["units"] == 9 * 14  # words
     assert manifest["precision"] == {"weights": "float32", "compute": "float32", "adapter": "float32"}
