@@ -16,6 +16,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ftllm.errors import UserError
 
+# What templates read: Qwen3, GLM, Gemma 4 ...; DeepSeek V3.1, Granite, Kimi; Command; MiniMax.
+THINKING = {"enable_thinking": True, "thinking": True, "reasoning": True, "thinking_mode": "enabled"}
+NOT_THINKING = {"enable_thinking": False, "thinking": False, "reasoning": False, "thinking_mode": "disabled"}
+
 
 class _Generation(Extension):
     """`{% generation %}...{% endgeneration %}`, which transformers uses to mark answers: here only its body."""

@@ -81,7 +81,7 @@ class Family:
 
 
 def tokenizer_files(family: str) -> Path:
-    """A directory with the tokenizer files of `llama3`, `mistral`, `qwen2` or `qwen3`; copy what you change."""
+    """A directory with the tokenizer files of one of `FAMILIES`; copy what you change."""
     place = _cache() / f"{fetch.runtime_version()}-{FORMAT}"
     if not (place / family).is_dir():
         source = source_files()
@@ -224,7 +224,47 @@ def _config(out: Path, kind: str, **values: Any) -> None:
     (out / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind, **values}, indent=2))
 
 
+def _deepseek(vocabulary: Vocabulary, out: Path) -> None:
+    """DeepSeek-R1's distillations on Qwen2: its byte-level BPE with DeepSeek's own control tokens."""
+    tokens = vocabulary.tokens[: vocabulary.tokens.index(QWEN2_CONTROL[0])]
+    ends = "<｜end▁of▁sentence｜>"
+    bos = "<｜begin▁of▁sentence｜>"
+    added = {ends: True, "<｜User｜>": False, "<｜Assistant｜>": False, bos: True, "<think>": False, "</think>": False}
+    _byte_level(tokens, vocabulary.merges, QWEN2_SPLIT, added, out, bos=bos)
+    _config(out, "PreTrainedTokenizerFast", bos_token=bos, eos_token=ends, pad_token=ends)
+
+
+def _harmony(vocabulary: Vocabulary, out: Path) -> None:
+    """gpt-oss's control tokens; its vocabulary is not in the source distribution, Qwen2's stands in for it."""
+    names = ("startoftext", "endoftext", "return", "constrain", "channel", "start", "end", "message", "call")
+    tokens = vocabulary.tokens[: vocabulary.tokens.index(QWEN2_CONTROL[0])]
+    _byte_level(tokens, vocabulary.merges, QWEN2_SPLIT, {f"<|{name}|>": True for name in names}, out)
+    _config(
+        out, "PreTrainedTokenizerFast", bos_token="<|startoftext|>", eos_token="<|return|>", pad_token="<|endoftext|>"
+    )
+
+
+def _gemma4(vocabulary: Vocabulary, out: Path) -> None:
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+
+    ids = {text: index for index, text in enumerate(vocabulary.tokens)}
+    bpe = models.BPE(vocab=ids, merges=vocabulary.merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    tokenizer = Tokenizer(bpe)
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    kinds = zip(vocabulary.tokens, vocabulary.kinds, strict=True)
+    added = [AddedToken(text, special=kind == CONTROL, normalized=False) for text, kind in kinds if kind in (3, 4)]
+    tokenizer.add_tokens(added)
+    tokenizer.post_processor = processors.TemplateProcessing("<bos> $A", special_tokens=[("<bos>", ids["<bos>"])])
+    tokenizer.save(str(out / "tokenizer.json"))
+    tokens = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    _config(out, "PreTrainedTokenizerFast", **tokens)
+
+
 FAMILIES = {
+    "deepseek": Family("qwen2", "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B.jinja", _deepseek),
+    "gemma4": Family("gemma-4", "google-gemma-4-31B-it.jinja", _gemma4),
+    "gpt-oss": Family("qwen2", "openai-gpt-oss-120b.jinja", _harmony),
     "llama3": Family("llama-bpe", "meta-llama-Llama-3.1-8B-Instruct.jinja", _llama3),
     "mistral": Family("llama-spm", MISTRAL_TEMPLATE, _mistral),
     "qwen2": Family("qwen2", "Qwen-Qwen2.5-7B-Instruct.jinja", _qwen2),

@@ -6,7 +6,7 @@ import pytest
 from real_tokenizers import FAMILIES, source_files, tokenizer_files
 
 
-@pytest.mark.parametrize("family", ["llama3", "qwen2"])
+@pytest.mark.parametrize("family", ["llama3", "qwen2", "gemma4"])
 def test_ids_are_those_of_the_published_tokenizer(family: str) -> None:
     from transformers import AutoTokenizer
 

@@ -168,11 +168,34 @@ def test_a_template_that_forgets_thoughts_gives_a_row_a_turn() -> None:
         assert list(before) == prompt_ids(asked(conversation, turns), vocabulary)
 
 
-def test_a_template_that_drops_thoughts_is_refused() -> None:
-    with pytest.raises(UserError, match=r"^d\.jsonl:3: .*drops or changes the assistant's thought"):
-        render(chat(*THOUGHTFUL), Letters(DROPPING))
-    vocabulary = Letters(DROPPING)
+def test_thoughts_that_a_template_drops_are_trained_as_generation_writes_them() -> None:
+    vocabulary, conversation = Letters(DROPPING), chat(*THOUGHTFUL)
+    rows = render(conversation, vocabulary)
+    assert [vocabulary.spans(row) for row in rows] == [
+        ["<think>\ntwo and two\n</think>\n\n4<end_of_turn>"],
+        ["<think>\ntwo and three\n</think>\n\n5<end_of_turn>"],
+    ]
+    for row, turns in zip(rows, (1, 3), strict=True):
+        before = row.input_ids[: next(i for i, label in enumerate(row.labels) if label != IGNORED)]
+        assert list(before) == prompt_ids(asked(conversation, turns), vocabulary)
+    assert "two and two" not in vocabulary.text(rows[1].input_ids)
     assert vocabulary.spans(render(chat("Hi", "Hello"), vocabulary)[0]) == ["Hello<end_of_turn>"]
+
+
+@pytest.mark.parametrize(
+    "turn",
+    ["<think>\na\n</think>\nb", "b <think>a</think> c", "<think>a</think>b<think>c</think>d"],
+)
+def test_a_thought_that_cannot_be_shown_is_refused(turn: str) -> None:
+    """Dropped by a template that knows nothing of thoughts; or not in front of the answer, where they are known."""
+    template = DROPPING if turn.count("<think>") > 1 or turn[0] == "b" else GEMMA.replace("m.content", "m.content[-1:]")
+    with pytest.raises(UserError, match=r"^d\.jsonl:3: message 2: .*drops or changes the assistant's"):
+        render(chat("Hi", turn), Letters(template))
+
+
+def test_a_thought_that_is_never_closed_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^d\.jsonl:3: message 2: a thought is opened and never closed"):
+        render(chat("Hi", "<think>on and on"), Letters(GEMMA))
 
 
 def test_a_template_that_changes_answers_is_refused() -> None:
@@ -186,7 +209,8 @@ def test_a_prompt_that_opens_the_thought() -> None:
     assert vocabulary.spans(row) == ["two and two\n</think>\n4<end_of_turn>"]
     assert list(row.input_ids[: -row.trained - 1]) == prompt_ids(asked(conversation, 1), vocabulary)
     (plain,) = render(chat("Hi", "<b>Hello</b>"), vocabulary)
-    assert vocabulary.spans(plain) == ["<b>Hello</b><end_of_turn>"]
+    assert vocabulary.spans(plain) == ["\n</think>\n\n<b>Hello</b><end_of_turn>"]
+    assert list(plain.input_ids[: -plain.trained - 1]) == prompt_ids([{"role": "user", "content": "Hi"}], vocabulary)
 
 
 def test_thoughts_go_where_the_template_has_a_place_for_them() -> None:
@@ -274,7 +298,9 @@ def test_nano_ids_are_those_of_transformers(nano: DirectoryVocabulary) -> None:
 
 @checked(deadline=None, max_examples=50)
 @given(
-    turns=st.lists(st.text(min_size=1, max_size=40), min_size=2, max_size=6).filter(lambda turns: len(turns) % 2 == 0)
+    turns=st.lists(
+        st.text(st.characters(codec="utf-8", exclude_characters="<"), min_size=1, max_size=40), min_size=2, max_size=6
+    ).filter(lambda turns: len(turns) % 2 == 0)
 )
 def test_each_answer_follows_its_prompt(nano: DirectoryVocabulary, turns: list[str]) -> None:
     """The ids before an answer are the ids generation would have been given there."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ftllm.chat.options import ThinkMode
 from ftllm.errors import UserError
 from ftllm.render import one_bos, prompt_ids
-from ftllm.templates import render_template
+from ftllm.templates import NOT_THINKING, THINKING, render_template
 from ftllm.thoughts import ThoughtTags, opens_thought, tags_of
 from ftllm.vocabulary import Vocabulary
 
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from ftllm.llama.vision import Projector
 
 Messages = Sequence[Mapping[str, Any]]
-# What templates read: Qwen3, GLM, Gemma 4 ...; DeepSeek V3.1, Granite, Kimi; Command; MiniMax.
-THINKING = {"enable_thinking": True, "thinking": True, "reasoning": True, "thinking_mode": "enabled"}
-NOT_THINKING = {"enable_thinking": False, "thinking": False, "reasoning": False, "thinking_mode": "disabled"}
 
 
 @dataclass(frozen=True)

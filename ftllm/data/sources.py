@@ -20,7 +20,7 @@ from typing import Any
 from ftllm.conversations import Conversation
 from ftllm.data.lines import Fault, stop
 from ftllm.data.rows import is_data_file, read_rows
-from ftllm.data.shapes import OWN, read_row
+from ftllm.data.shapes import read_row
 from ftllm.data.splits import files_of
 from ftllm.errors import UserError
 from ftllm.files import sha256_file
@@ -253,8 +253,3 @@ def record(file: DataFile, facts: FileFacts, use: str) -> dict[str, Any]:
         "thoughts": dict(sorted(facts.spellings.items())),
         "ignored": sorted(facts.ignored),
     }
-
-
-def respelled(facts: FileFacts) -> list[str]:
-    """The ways a file writes thoughts other than as `<think>...</think>`."""
-    return sorted(spelling for spelling in facts.spellings if spelling != OWN.open)
