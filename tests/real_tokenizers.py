@@ -23,7 +23,7 @@ import platformdirs
 from ftllm.export import fetch
 from ftllm.llama.header import SCALARS, Header, LongArray, read_header
 
-FORMAT = 1  # raise when what is built changes
+FORMAT = 2  # raise when what is built changes
 CONTROL = 3  # llama_token_type in llama.h
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -199,7 +199,9 @@ def _mistral(vocabulary: Vocabulary, out: Path) -> None:
     (out / "tokenizer.model").write_bytes(model.SerializeToString())
 
     ids = {text: index for index, text in enumerate(vocabulary.tokens)}
-    bpe = models.BPE(vocab=ids, merges=list(_merges(ids)), unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    bpe = models.BPE(
+        vocab=ids, merges=list(_merges(ids, vocabulary.scores)), unk_token="<unk>", fuse_unk=True, byte_fallback=True
+    )
     tokenizer = Tokenizer(bpe)
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
@@ -212,9 +214,9 @@ def _mistral(vocabulary: Vocabulary, out: Path) -> None:
     _config(out, "LlamaTokenizer", add_bos_token=True, add_eos_token=False, legacy=True, **tokens)
 
 
-def _merges(ids: dict[str, int]) -> Iterator[tuple[str, str]]:
-    """The merges a SentencePiece BPE vocabulary stands for: by rank of the whole, then of its parts."""
-    for text in ids:
+def _merges(ids: dict[str, int], scores: list[float]) -> Iterator[tuple[str, str]]:
+    """The merges a SentencePiece BPE vocabulary stands for: by the score of the whole, then by rank of the parts."""
+    for text in sorted(ids, key=lambda text: -scores[ids[text]]):
         parts = [(text[:cut], text[cut:]) for cut in range(1, len(text))]
         known = [(left, right) for left, right in parts if left in ids and right in ids]
         yield from sorted(known, key=lambda pair: (ids[pair[0]], ids[pair[1]]))

@@ -26,7 +26,7 @@ def test_mistral_splits_as_sentencepiece_does() -> None:
     place = tokenizer_files("mistral")
     pieces = SentencePieceProcessor(model_file=str(place / "tokenizer.model"))
     tokenizer = AutoTokenizer.from_pretrained(place)
-    for text in ("Hello", "Grüße,  你好 🙂\n\n\tx = 12345", "a\r\nb"):
+    for text in ("Hello", "Grüße,  你好 🙂\n\n\tx = 12345", "a\r\nb", "return  x**2"):
         assert tokenizer.encode(text, add_special_tokens=False) == pieces.encode(text)
     assert tokenizer.encode("x")[0] == tokenizer.bos_token_id == 1
 

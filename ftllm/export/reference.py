@@ -49,6 +49,7 @@ class Reference:
         torch.set_num_threads(default_threads(self.model.num_parameters()))
         self.n_vocab = int(self.model.get_input_embeddings().weight.shape[0])
         self.bos: int | None = getattr(self.model.config.get_text_config(), "bos_token_id", None)
+        self._output_type: Any = BaseModelOutputWithPast  # vision models have one of their own
         self._factors = dict(_factors(adapter)) if adapter is not None else {}
         self._layers = _layers(self.model, self._factors)
         for module, (a, b, scale) in self._factors.items():
@@ -66,13 +67,14 @@ class Reference:
             for row, index in enumerate(group):
                 padded[row, : lengths[row]] = torch.tensor(sequences[index])
             with torch.inference_mode():
-                found = self._body(input_ids=padded, use_cache=False).last_hidden_state
+                output = self._body(input_ids=padded, use_cache=False)
+            self._output_type, found = type(output), output.last_hidden_state
             states += [found[row, :length].numpy() for row, length in enumerate(lengths)]
         return states
 
     def logits(self, states: Floats) -> Floats:
         """Logits `[n, n_vocab]` of states `[n, n_embd]`: the output matrix, and whatever the model does after it."""
-        given = BaseModelOutputWithPast(last_hidden_state=torch.from_numpy(states)[None])
+        given = self._output_type(last_hidden_state=torch.from_numpy(states)[None])
         body = self._body
         forward = body.forward
         body.forward = lambda *_, **__: given
