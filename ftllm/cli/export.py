@@ -30,6 +30,17 @@ def export(
         str | None,
         typer.Option(metavar="PATH|REPO", help="The 16-bit base, where it is not the one the adapter names."),
     ] = None,
+    imatrix: Annotated[
+        str,
+        typer.Option(metavar="none|FILE", help="Importance matrix for all types that gain by one (GGUF format)."),
+    ] = "none",
+    tensor_type: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REGEX=TYPE", help="Type of the tensors whose names match; may repeat, the first wins."),
+    ] = None,
+    split_max_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Write shards of at most so many bytes, such as 5G or 800M.")
+    ] = None,
     verify: Annotated[
         Literal["quick", "none"], typer.Option(help="Compare each file with transformers before it gets its name.")
     ] = "quick",
@@ -65,6 +76,9 @@ def export(
         quants=tuple(quant or ()),
         out=out,
         base=base,
+        imatrix=imatrix,
+        tensor_types=tuple(tensor_type or ()),
+        split_max_size=split_max_size,
         verify=verify,
         llama_cpp=llama_cpp,
         runs_root=runs,
@@ -87,6 +101,9 @@ def export(
                 "bytes": file.bytes,
                 "bits_per_weight": round(file.bits_per_weight, 4),
                 "sha256": file.sha256 or None,
+                **({"shard": file.shard, "shards": file.shards} if file.shards > 1 else {}),
+                **({"imatrix": True} if file.imatrix else {}),
+                **({"kept": True} if file.kept else {}),
                 **({"verification": file.figures} if file.figures else {}),
             }
             for file in result.files
@@ -100,6 +117,7 @@ def export(
 def print_plan(result: ExportResult) -> None:
     """What `--dry-run` shows."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from ftllm.export.pipeline import describe
@@ -107,6 +125,7 @@ def print_plan(result: ExportResult) -> None:
 
     console = Console(highlight=False, soft_wrap=True)
     plan, room = result.plan, result.room
+    assert room is not None
     console.print(describe(result.source), markup=False)
     console.print(f"  {plan['architecture']}, {plan['parameters']:,} parameters in {plan['tensors']} tensors")
     if result.source.adapter is not None:
@@ -114,9 +133,14 @@ def print_plan(result: ExportResult) -> None:
         for tensor, module in sorted(plan["merged"].items()):
             console.print(f"    {module} -> {plan['renamed'][tensor] or tensor}", markup=False)
     table = Table("type", "bits per weight", "size", "tensors", "file", box=None, pad_edge=False)
-    for planned, file in zip(plan["files"], result.files, strict=True):
+    paths = iter(result.files)
+    for planned in plan["files"]:
         types = ", ".join(f"{count} {name}" for name, count in planned["types"].items())
-        table.add_row(file.type, f"{file.bits_per_weight:.2f}", human(file.bytes), types, str(file.path))
+        first, *others = [next(paths).path for _ in range(planned["shards"])]
+        name = f"{first} and {len(others)} more" if others else str(first)
+        table.add_row(
+            planned["label"], f"{planned['bits_per_weight']:.2f}", human(planned["bytes"]), escape(types), escape(name)
+        )
     console.print(table)
     free = "unknown" if room.memory_free is None else human(room.memory_free)
     console.print(f"disk    {human(room.disk)} needed, {human(room.disk_free)} free")

@@ -38,6 +38,7 @@ class Child:
             start_new_session=True,  # Ctrl-C goes to the parent alone, which then ends its children
         )
         self._events = events
+        events.alive += 1
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         self.send(job)
@@ -101,6 +102,8 @@ def _source_path() -> list[str]:
 class Events(queue.Queue["tuple[Child, dict[str, Any] | None]"]):
     """Events of all children, in the order they arrived."""
 
+    alive = 0  # children whose end has not been seen
+
     def next(self) -> tuple[Child, dict[str, Any]]:
         """The next event.
 
@@ -113,7 +116,8 @@ class Events(queue.Queue["tuple[Child, dict[str, Any] | None]"]):
             except queue.Empty:
                 continue
             if event is None:
-                if child.succeeded():
+                self.alive -= 1
+                if child.succeeded() and self.alive:
                     continue
                 raise child.failure()
             if event["event"] == "error":

@@ -14,9 +14,8 @@ from typing import Any
 import gguf
 import numpy as np
 
-from ftllm.export.plan import Planned
+from ftllm.export.plan import ALIGNMENT, Planned, padded
 
-ALIGNMENT = 32  # GGUF's default, the only one upstream's converter writes
 LONG = 1024
 QUANTIZATION = (gguf.Keys.General.QUANTIZATION_VERSION, gguf.Keys.General.FILE_TYPE)
 Kind = gguf.GGUFValueType
@@ -35,18 +34,38 @@ class Headers:
             self._pack(key, value.value, value.type, value.sub_type) for key, value in values.items()
         )
 
-    def header(self, tensors: Sequence[Planned], file_type: int, extra: Mapping[str, Value] | None = None) -> bytes:
-        """A whole file's header, padded to where the data begins; `extra` values follow all others."""
+    def headers(
+        self, shards: Sequence[Sequence[Planned]], file_type: int, extra: Mapping[str, Value] | None = None
+    ) -> list[bytes]:
+        """The header of each shard, padded to where the data begins; `extra` values follow all others.
+
+        As llama-gguf-split does, the first shard holds the metadata and the others only which they are.
+        """
         own = {
             QUANTIZATION[0]: (gguf.GGML_QUANT_VERSION, Kind.UINT32),
             QUANTIZATION[1]: (file_type, Kind.UINT32),
             **(extra or {}),
         }
-        return self._build(self._count + len(own), self._packed + self._values(own), tensors)
+        if len(shards) == 1:
+            return [self._build(self._count + len(own), self._packed + self._values(own), shards[0])]
+        made = []
+        for number, tensors in enumerate(shards):
+            split = {
+                gguf.Keys.Split.LLM_KV_SPLIT_NO: (number, Kind.UINT16),
+                gguf.Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT: (sum(map(len, shards)), Kind.INT32),
+                gguf.Keys.Split.LLM_KV_SPLIT_COUNT: (len(shards), Kind.UINT16),
+            }
+            if number == 0:
+                values = own | split
+                made.append(self._build(self._count + len(values), self._packed + self._values(values), tensors))
+            else:
+                made.append(self._build(len(split), self._values(split), tensors))
+        return made
 
-    def later_shard(self, tensors: Sequence[Planned], values: Mapping[str, Value]) -> bytes:
-        """The header of a shard after the first, which holds `values` only."""
-        return self._build(len(values), self._values(values), tensors)
+    @staticmethod
+    def kind(name: str) -> Any:
+        """The GGUF value type called so."""
+        return Kind[name]
 
     def _build(self, count: int, values: bytes, tensors: Sequence[Planned]) -> bytes:
         out = io.BytesIO()
@@ -70,11 +89,6 @@ class Headers:
             packer._pack_val(key, Kind.STRING, add_vtype=False)
             + packer._pack_val(value, kind, add_vtype=True, sub_type=sub_type)
         )
-
-
-def padded(size: int) -> int:
-    """`size` bytes and what fills them up to the alignment."""
-    return size + -size % ALIGNMENT
 
 
 class _Packer(gguf.GGUFWriter):  # type: ignore[misc]

@@ -1,27 +1,22 @@
-"""From a run, an adapter or a model directory to verified GGUF files.
-
-Two processes start at once: the worker converts, merges and quantizes in one pass; the verifier computes in
-transformers what the result must predict. A file gets its final name only when the verifier is content.
-"""
+"""From a run, an adapter or a model directory to verified GGUF files."""
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ftllm import files, runs
+from ftllm import runs
 from ftllm.errors import WorkError
-from ftllm.export import fetch, preflight, provenance, quants, source
-from ftllm.export.child import Child, Events
+from ftllm.export import fetch, importance, preflight, provenance, quants, source, targets
 from ftllm.export.lora import read_adapter
 from ftllm.export.preflight import Room, human
 from ftllm.export.source import Source
+from ftllm.export.targets import Target
+from ftllm.export.work import Work, Written, in_background
 from ftllm.progress import Reporter
 
 Verify = Literal["quick", "none"]
@@ -36,6 +31,9 @@ class ExportRequest:
         quants: as `--quant` has them; empty for the default.
         out: directory for the files; None for the run's `gguf/`, else `./gguf`.
         base: base model instead of the one the adapter names.
+        imatrix: `none`, or the path of an importance matrix.
+        tensor_types: as `--tensor-type` has them, `REGEX=TYPE`.
+        split_max_size: largest shard, such as `5G`; None for one file.
         llama_cpp: a llama.cpp checkout whose converter to use.
     """
 
@@ -43,6 +41,9 @@ class ExportRequest:
     quants: Sequence[str] = ()
     out: Path | None = None
     base: str | None = None
+    imatrix: str = "none"
+    tensor_types: Sequence[str] = ()
+    split_max_size: str | None = None
     verify: Verify = "quick"
     llama_cpp: Path | None = None
     runs_root: Path = runs.DEFAULT_RUNS
@@ -52,7 +53,15 @@ class ExportRequest:
 
 @dataclass(frozen=True)
 class ExportedFile:
-    """One output file; `figures` are the verification's, empty without one."""
+    """One output file, or one shard of several.
+
+    Args:
+        bits_per_weight: of all its type's shards together.
+        sha256: empty after a dry run.
+        figures: the verification's, empty without one.
+        imatrix: it was made with an importance matrix.
+        kept: it was there already, made from the same inputs.
+    """
 
     path: Path
     type: str
@@ -60,19 +69,67 @@ class ExportedFile:
     bits_per_weight: float
     sha256: str
     figures: dict[str, Any] = field(default_factory=dict)
+    shard: int = 1
+    shards: int = 1
+    imatrix: bool = False
+    kept: bool = False
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What an export made; `files` have empty hashes after a dry run."""
+    """What an export made; `plan` and `room` are empty where everything was there already."""
 
     source: Source
     files: tuple[ExportedFile, ...]
     plan: dict[str, Any]
-    room: Room
+    room: Room | None
     verified: bool
     seconds: float
     timings: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Everything that decides what comes out, but for the type."""
+
+    model: Source
+    converter: fetch.Converter
+    adapter_sha256: str | None
+    matrix: importance.Importance | None
+    overrides: tuple[tuple[str, int], ...]
+    split: int | None
+    verify: Verify
+
+    def job(self, wanted: Sequence[Target]) -> dict[str, Any]:
+        """For the worker."""
+        return {
+            "base": str(self.model.base),
+            "adapter": str(self.model.adapter) if self.model.adapter else None,
+            "converter": str(self.converter.root),
+            "name": self.model.name,
+            "files": [
+                {
+                    "label": target.wanted.label,
+                    "type": target.wanted.type,
+                    "importance": target.wanted.takes_importance("given" if self.matrix else "none"),
+                }
+                for target in wanted
+            ],
+            "overrides": list(self.overrides),
+            "split": self.split,
+            "values": provenance.gguf_values(self.model, self.converter, self.adapter_sha256),
+            "check": self.verify != "none",
+        }
+
+    def fingerprint(self, target: Target, base_hashes: dict[str, str]) -> str:
+        """Equal for two exports that make the same file."""
+        job = self.job([target])
+        for place in ("base", "adapter", "converter", "check"):
+            job.pop(place)
+        matrix = provenance.hash_of(self.matrix.path) if self.matrix and job["files"][0]["importance"] else None
+        return provenance.fingerprint(
+            job, base_hashes, self.adapter_sha256, {"converter": self.converter.version, "imatrix": matrix}
+        )
 
 
 def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
@@ -84,53 +141,73 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
     """
     started = time.monotonic()
     wanted = quants.parse(request.quants)
+    overrides = quants.parse_tensor_types(request.tensor_types)
+    split = quants.parse_size(request.split_max_size) if request.split_max_size is not None else None
+    matrix = importance.load(Path(request.imatrix).expanduser()) if request.imatrix != "none" else None
+    if matrix is None:
+        quants.refuse_without_importance(wanted)
     model = source.resolve(request.given, base=request.base, runs_root=request.runs_root, offline=request.offline)
-    reporter.say(f"Exporting {describe(model)} to {', '.join(wanted)}")
-    reporter.event("source", source=describe(model), types=wanted)
+    reporter.say(f"Exporting {describe(model)} to {', '.join(item.label for item in wanted)}")
+    reporter.event("source", source=describe(model), types=[item.type for item in wanted])
     if model.adapter is not None:
         read_adapter(model.adapter)
         _warn_of_template(model, reporter)
     converter = fetch.ensure(request.llama_cpp, offline=request.offline, say=reporter.say)
     out = request.out or model.out
-    work = _Work(
-        model, converter, wanted, {quant: out / f"{model.name}-{quant}.gguf" for quant in wanted}, request.verify
-    )
-    if work.verifying and not request.dry_run:
+    preflight.require_writable(out)
+    inputs = _Inputs(model, converter, provenance.adapter_hash(model), matrix, overrides, split, request.verify)
+    hashes = in_background(lambda: source.check_base(model))
+    chosen = [Target(item, out, model.name) for item in wanted]
+    kept = {} if request.dry_run else _kept(chosen, inputs, hashes, out, request.verify)
+    for target in kept:
+        reporter.say(f"{target.name} is there already, made from the same inputs")
+    todo = [target for target in chosen if target not in kept]
+    if not todo:
+        files = tuple(file for target in chosen for file in kept[target])
+        return ExportResult(model, files, {}, None, request.verify != "none", time.monotonic() - started, {})
+    if request.verify != "none" and not request.dry_run:
         preflight.require_reference(source.parameters(model.base))
+    made: dict[Target, list[ExportedFile]] = dict(kept)
+    faults: dict[str, list[str]] = {}
     with ExitStack() as stack:
-        work.start(stack, reporter, dry_run=request.dry_run)
-        plan = work.wait_for_plan(reporter)
+        work = Work(stack, reporter)
+        job = inputs.job(todo)
+        if request.verify != "none" and not request.dry_run:
+            work.start_verifier({"base": job["base"], "adapter": job["adapter"]})
+        worker, plan = work.plan(job)
+        if hashes.done():
+            hashes.result()
+        _tell(plan, reporter)
         room = preflight.measure(plan, out, verify=request.verify != "none")
-        for file in plan["files"]:
-            if file["fallbacks"]:
-                reporter.warn(
-                    f"{file['type']}: {file['fallbacks']} of {plan['tensors']} tensors have rows that do not divide"
-                    f" into its blocks and take a larger type: really {file['bits_per_weight']:.2f} bits per weight"
-                )
         if request.dry_run:
-            work.base_hashes.result()
-            exported = [work.exported(file, "", {}) for file in plan["files"]]
-            return ExportResult(model, tuple(exported), plan, room, False, time.monotonic() - started, work.timings)
+            hashes.result()
+            files = tuple(
+                file for target, item in zip(todo, plan["files"], strict=True) for file in _planned(target, item)
+            )
+            return ExportResult(model, files, plan, room, False, time.monotonic() - started, work.timings)
         preflight.require(room, out)
-        written = work.write(plan, out, reporter)
-        figures, faults = work.verify(written, plan, reporter)
-        hashes = work.base_hashes.result()
-        exported = work.publish(plan, written, figures, faults)
+        stack.enter_context(targets.writing_to(out, model.name))
+        written = work.write(worker, plan, todo, matrix.path if matrix else None)
+        common = provenance.entry(model, converter, hashes.result(), inputs.adapter_sha256)
+        for file in work.verify(written, plan):
+            if file.faults:
+                file.target.discard()
+                faults[file.target.wanted.label] = file.faults
+                continue
+            made[file.target] = _published(file)
+            mark = inputs.fingerprint(file.target, hashes.result())
+            entry = _entry(file, made[file.target], plan, work.timings, request.verify)
+            provenance.record(out, {made[file.target][0].path.name: {**entry, "inputs_sha256": mark, **common}})
     seconds = time.monotonic() - started
-    if exported:
-        common = provenance.entry(model, converter, hashes, work.adapter_sha256)
-        entries = {
-            file.path.name: _entry(file, common, plan, written, work.timings, request.verify) for file in exported
-        }
-        provenance.record(out, entries)
     if faults:
-        quant, reasons = next(iter(faults.items()))
-        kept = f" ({len(exported)} other files passed and are kept)" if exported else ""
+        label, reasons = next(iter(faults.items()))
+        passed = f" ({len(made)} other files passed and are kept)" if made else ""
         raise WorkError(
-            f"{quant} failed its verification and was removed{kept}: {'; '.join(reasons)}",
+            f"{label} failed its verification and was removed{passed}: {'; '.join(reasons)}",
             "do not use a file like it; --verbose tells more, and `--verify none` skips the check at your own risk",
         )
-    return ExportResult(model, tuple(exported), plan, room, request.verify != "none", seconds, work.timings)
+    files = tuple(file for target in chosen for file in made[target])
+    return ExportResult(model, files, plan, room, request.verify != "none", seconds, work.timings)
 
 
 def describe(model: Source) -> str:
@@ -142,188 +219,113 @@ def describe(model: Source) -> str:
     return f"model {model.base}"
 
 
-class _Work:
-    """The two processes and the files between them."""
+def _kept(
+    chosen: Sequence[Target], inputs: _Inputs, hashes: Any, out: Path, verify: Verify
+) -> dict[Target, list[ExportedFile]]:
+    """The targets whose files are there already, whole, verified as asked, and made from the same inputs."""
+    record = provenance.read_record(out)
+    kept = {}
+    for target in chosen:
+        found = target.recorded(record)
+        if found is None:
+            continue
+        name, entry = found
+        same = entry.get("inputs_sha256") == inputs.fingerprint(target, hashes.result())
+        if same and verify in ("none", entry.get("verify")) and targets.whole(out, name, entry):
+            parts = entry.get("shards") or [{"name": name, "bytes": entry["bytes"], "sha256": entry["sha256"]}]
+            kept[target] = [
+                ExportedFile(
+                    out / part["name"],
+                    entry["type"],
+                    part["bytes"],
+                    entry["bits_per_weight"],
+                    part["sha256"],
+                    entry.get("verification") or {},
+                    number,
+                    len(parts),
+                    bool(entry.get("imatrix")),
+                    kept=True,
+                )
+                for number, part in enumerate(parts, 1)
+            ]
+    return kept
 
-    def __init__(
-        self, model: Source, converter: fetch.Converter, wanted: tuple[str, ...], paths: dict[str, Path], verify: Verify
-    ) -> None:
-        self.model = model
-        self.converter = converter
-        self.quants = wanted
-        self.paths = paths
-        self.verifying = verify != "none"
-        self.adapter_sha256 = provenance.adapter_hash(model)
-        self.timings: dict[str, float] = {}
-        self.events = Events()
-        self.worker: Child
-        self.verifier: Child | None = None
-        self.ready = False
-        self.base_hashes: Future[dict[str, str]]
 
-    def start(self, stack: ExitStack, reporter: Reporter, *, dry_run: bool) -> None:
-        """Start everything; whatever happens, the processes end and partial files go."""
-        stack.callback(self._remove_partials)
-        self.base_hashes = _in_background(lambda: source.check_base(self.model))
-        adapter = str(self.model.adapter) if self.model.adapter else None
-        both = {"base": str(self.model.base), "adapter": adapter}
-        job = {
-            **both,
-            "converter": str(self.converter.root),
-            "name": self.model.name,
-            "quants": list(self.quants),
-            "values": provenance.gguf_values(self.model, self.converter, self.adapter_sha256),
-            "check": self.verifying,
-        }
-        self.worker = Child("converting", "ftllm.export.worker", job, self.events)
-        stack.callback(self.worker.kill)
-        stack.callback(lambda: reporter.detail(self.worker.log()))
-        if self.verifying and not dry_run:
-            verifier = self.verifier = Child("verifying", "ftllm.export.verifier", both, self.events)
-            stack.callback(verifier.kill)
-            stack.callback(lambda: reporter.detail(verifier.log()))
+def _tell(plan: dict[str, Any], reporter: Reporter) -> None:
+    """The plan for whoever listens, and a warning where a type's name misleads."""
+    shown = {key: value for key, value in plan.items() if key not in {"event", "merged", "renamed", "seconds"}}
+    reporter.event("plan", **shown, merged=len(plan["merged"]))
+    reporter.detail(f"{plan['architecture']}: {plan['tensors']} tensors, {len(plan['merged'])} changed by the adapter")
+    for file in plan["files"]:
+        if file["fallbacks"]:
+            reporter.warn(
+                f"{file['type']}: {file['fallbacks']} of {plan['tensors']} tensors have rows that do not divide"
+                f" into its blocks and take a larger type: really {file['bits_per_weight']:.2f} bits per weight"
+            )
 
-    def wait_for_plan(self, reporter: Reporter) -> dict[str, Any]:
-        """The worker's plan; the base's hashes are looked at as soon as they are there."""
-        with reporter.task("Reading the checkpoint", None):
-            plan = self._await("plan")
-        if self.base_hashes.done():
-            self.base_hashes.result()
-        self.timings["load"] = plan["seconds"]
-        shown = {key: value for key, value in plan.items() if key not in {"event", "merged", "renamed", "seconds"}}
-        reporter.event("plan", **shown, merged=len(plan["merged"]))
-        reporter.detail(
-            f"{plan['architecture']}: {plan['tensors']} tensors, {len(plan['merged'])} changed by the adapter"
+
+def _planned(target: Target, file: dict[str, Any]) -> list[ExportedFile]:
+    """What a dry run says will be there."""
+    shards = file["shards"]
+    return [
+        ExportedFile(
+            path,
+            file["type"],
+            file["bytes"] // shards,
+            file["bits_per_weight"],
+            "",
+            {},
+            number,
+            shards,
+            file["imatrix"],
         )
-        return plan
-
-    def write(self, plan: dict[str, Any], out: Path, reporter: Reporter) -> dict[str, dict[str, Any]]:
-        """Let the worker write the partial files; by type, what it says of each."""
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise files.storage_error(error, out) from error
-        partials = {quant: str(files.partial_path(path)) for quant, path in self.paths.items()}
-        self.worker.send({"go": True, "paths": partials})
-        total = sum(file["bytes"] for file in plan["files"])
-        with reporter.task("Merging and quantizing", total, "bytes") as task:
-            written = self._await("written", lambda event: task.update(event["done"], event["tensor"]))
-            task.update(total)
-        self.timings["write"] = written["seconds"]
-        return {file["type"]: file for file in written["files"]}
-
-    def verify(
-        self, written: dict[str, dict[str, Any]], plan: dict[str, Any], reporter: Reporter
-    ) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]:
-        """Figures of every type, and the faults of those that have any."""
-        figures: dict[str, dict[str, Any]] = {quant: {} for quant in self.quants}
-        faults: dict[str, list[str]] = {}
-        if self.verifier is None:
-            return figures, faults
-        merged = {new: plan["merged"][old] for old, new in plan["renamed"].items() if new}
-        with reporter.task("Verifying", len(self.quants), "files") as task:
-            while not self.ready:
-                self._await("ready")
-            for quant in self.quants:
-                order = {
-                    "file": str(files.partial_path(self.paths[quant])),
-                    "type": quant,
-                    "bytes": written[quant]["bytes"],
-                    "sha256": written[quant]["sha256"],
-                    "tensors": plan["tensors"],
-                    "merged": merged,
-                }
-                self.verifier.send(order)
-                result = self._await("verified")
-                figures[quant] = result["figures"]
-                self.timings[f"verify {quant}"] = result["seconds"]
-                if result["faults"]:
-                    faults[quant] = result["faults"]
-                reporter.event("verified", type=quant, **result["figures"], faults=result["faults"])
-                task.advance(1, quant)
-        return figures, faults
-
-    def publish(
-        self,
-        plan: dict[str, Any],
-        written: dict[str, dict[str, Any]],
-        figures: dict[str, dict[str, Any]],
-        faults: dict[str, list[str]],
-    ) -> list[ExportedFile]:
-        """Give the files that passed their final names."""
-        exported = []
-        for file in plan["files"]:
-            if file["type"] not in faults:
-                path = self.paths[file["type"]]
-                try:
-                    files.publish(path)
-                except OSError as error:
-                    raise files.storage_error(error, path) from error
-                exported.append(self.exported(file, written[file["type"]]["sha256"], figures[file["type"]]))
-        return exported
-
-    def exported(self, file: dict[str, Any], sha256: str, figures: dict[str, Any]) -> ExportedFile:
-        """The plan's entry for a file as a result."""
-        kind = file["type"]
-        return ExportedFile(self.paths[kind], kind, file["bytes"], file["bits_per_weight"], sha256, figures)
-
-    def _await(self, wanted: str, progress: Any = None) -> dict[str, Any]:
-        """The next `wanted` event; progress is passed on, the verifier's readiness noted."""
-        while True:
-            _, event = self.events.next()
-            if event["event"] == "ready":
-                self.ready = True
-                self.timings["reference"] = event["seconds"]
-            if event["event"] == "progress" and progress is not None:
-                progress(event)
-            if event["event"] == wanted:
-                return event
-
-    def _remove_partials(self) -> None:
-        for path in self.paths.values():
-            files.partial_path(path).unlink(missing_ok=True)
+        for number, path in enumerate(target.finals(shards), 1)
+    ]
 
 
-def _in_background(work: Callable[[], dict[str, str]]) -> Future[dict[str, str]]:
-    """Run `work` on a thread that does not keep the program from ending: hashing a large base takes minutes."""
-    future: Future[dict[str, str]] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="hash", daemon=True).start()
-    return future
+def _published(file: Written) -> list[ExportedFile]:
+    """Give a file that passed, or its shards, the final name."""
+    paths = file.target.publish(len(file.shards))
+    bits = file.plan["bits_per_weight"]
+    return [
+        ExportedFile(
+            path,
+            file.plan["type"],
+            shard["bytes"],
+            bits,
+            shard["sha256"],
+            file.figures,
+            number,
+            len(paths),
+            file.plan["imatrix"],
+        )
+        for number, (path, shard) in enumerate(zip(paths, file.shards, strict=True), 1)
+    ]
 
 
 def _entry(
-    file: ExportedFile,
-    common: dict[str, Any],
-    plan: dict[str, Any],
-    written: dict[str, dict[str, Any]],
-    timings: dict[str, float],
-    verify: Verify,
+    file: Written, made: list[ExportedFile], plan: dict[str, Any], timings: dict[str, float], verify: Verify
 ) -> dict[str, Any]:
-    planned = next(item for item in plan["files"] if item["type"] == file.type)
+    """What `export.json` says about one type's file, under its name or its first shard's."""
+    shards = [{"name": item.path.name, "bytes": item.bytes, "sha256": item.sha256} for item in made]
     return {
-        "type": file.type,
-        "bytes": file.bytes,
-        "sha256": file.sha256,
-        "bits_per_weight": file.bits_per_weight,
-        "tensor_types": planned["types"],
-        "fallbacks": planned["fallbacks"],
+        "type": file.plan["type"],
+        "bytes": sum(item.bytes for item in made),
+        "sha256": made[0].sha256,
+        **({"shards": shards} if len(shards) > 1 else {}),
+        "imatrix": file.plan["imatrix"],
+        "bits_per_weight": file.plan["bits_per_weight"],
+        "tensor_types": file.plan["types"],
+        "fallbacks": file.plan["fallbacks"],
         "architecture": plan["architecture"],
         "parameters": plan["parameters"],
         "tensors": plan["tensors"],
         "tensors_changed_by_adapter": len(plan["merged"]),
-        "largest_tensor_error": written[file.type]["largest_error"],
-        "mean_tensor_errors": written[file.type]["mean_errors"],
+        "largest_tensor_error": file.largest_error,
+        "mean_tensor_errors": file.mean_errors,
         "verify": verify,
         "verification": file.figures or None,
-        "seconds": timings,
-        **common,
+        "seconds": dict(timings),
     }
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ftllm.errors import WorkError
+from ftllm.errors import UserError, WorkError
 from ftllm.files import disk_free
 
 PROCESS = 700 << 20  # Python with torch and transformers
@@ -27,8 +27,8 @@ class Room:
 def measure(plan: dict[str, Any], out: Path, *, verify: bool) -> Room:
     """What the plan needs.
 
-    The worker holds two tensors in float32 at most (one being computed, one being written), while the verifier holds
-    the whole model in float32 and then one output file.
+    Tensors that cannot be computed by rows are in the worker whole, in float32, two or three at a time, while the
+    verifier holds the whole model in float32 and then one output file.
     """
     disk = sum(file["bytes"] for file in plan["files"])
     converting = PROCESS + CHUNKS + 3 * 4 * plan["largest"]
@@ -52,6 +52,21 @@ def require(room: Room, out: Path) -> None:
             f"not enough memory: this needs about {human(room.memory)}, {human(room.memory_free)} are free",
             "close other programs; --verify none needs far less",
         )
+
+
+def require_writable(out: Path) -> None:
+    """Refuse an output directory that cannot be made or written to, before anything is started.
+
+    Raises:
+        UserError: that.
+    """
+    place = out.expanduser()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise UserError(f"cannot write {out}: {place} is not a directory", "choose another --out")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write {out}: {place} is read-only for you", "choose a directory you may write to")
 
 
 def require_reference(parameters: int) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,19 +44,41 @@ def adapter_hash(source: Source) -> str | None:
     return sha256_file(source.adapter / "adapter_model.safetensors") if source.adapter else None
 
 
-def record(directory: Path, entries: dict[str, dict[str, Any]]) -> Path:
-    """Add files' entries to `export.json`, keeping those of other files that are still there."""
+def read_record(directory: Path) -> dict[str, Any]:
+    """The entries of `export.json` by file name; none where there is no such file.
+
+    Raises:
+        UserError: it is damaged.
+    """
     path = directory / RECORD
-    files: dict[str, Any] = {}
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        files = {name: entry for name, entry in known["files"].items() if (directory / name).is_file()}
-    except FileNotFoundError:
-        pass
+        return {str(name): dict(entry) for name, entry in json.loads(path.read_text(encoding="utf-8"))["files"].items()}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is not what `ftllm export` writes", "move it away, or choose another --out") from None
-    write_json(path, {"files": {**files, **entries}})
+
+
+def record(directory: Path, entries: dict[str, dict[str, Any]]) -> Path:
+    """Add files' entries to `export.json`, keeping those of other files that are still there."""
+    known = {name: entry for name, entry in read_record(directory).items() if (directory / name).is_file()}
+    path = directory / RECORD
+    write_json(path, {"files": {**known, **entries}})
     return path
+
+
+def fingerprint(
+    job: dict[str, Any], base_files: dict[str, str], adapter_sha256: str | None, others: dict[str, Any]
+) -> str:
+    """SHA-256 of all that decides an output's bytes."""
+    inputs = {"job": job, "base_files": base_files, "adapter": adapter_sha256, **others}
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode("utf-8")).hexdigest()
+
+
+@cache
+def hash_of(path: Path) -> str:
+    """A file's SHA-256, computed once."""
+    return sha256_file(path)
 
 
 def entry(

@@ -21,7 +21,7 @@ import numpy as np
 from ftllm.errors import WorkError
 from ftllm.export import blocks
 from ftllm.export.blocks import Bytes, Floats
-from ftllm.export.plan import Plan, Planned
+from ftllm.export.plan import ALIGNMENT, Plan, Planned
 from ftllm.llama.machine import available_cpus
 from ftllm.llama.types import TENSOR_TYPES
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 18  # values a chunk: 1 MB of float32 stays in a core's cache from reading to quantizing
 AHEAD = 16  # chunks in flight a thread
-ALIGNMENT = 32  # GGUF's default, the only one upstream's converter writes
 
 # Largest root-mean-square error of a tensor, relative to its own root mean square. About three times what each
 # format does to normally distributed weights; a scrambled or unscaled block is far beyond.
@@ -42,30 +41,60 @@ ERROR_BOUNDS = {
 
 
 @dataclass
-class Output:
-    """One file being written, and what is known about it so far.
+class Part:
+    """One file being written: an output's only one, or a shard of it."""
 
-    Args:
-        importance: by tensor, the importance of each column (of each expert's, one after the other).
-    """
-
-    plan: Plan
     path: Path
     header: bytes
+    tensors: int
     file: IO[bytes]
-    importance: Mapping[str, Floats] = field(default_factory=dict)
     digest: Any = field(default_factory=hashlib.sha256)
     size: int = 0
-    worst: tuple[float, str] = (0.0, "")  # largest relative error seen, and the tensor it was in
-    errors: dict[str, list[float]] = field(default_factory=dict)  # by type: relative error of each tensor
 
     def write(self, data: bytes | memoryview) -> None:
         self.file.write(data)
         self.digest.update(data)
         self.size += len(data)
 
-    def pad(self) -> None:
-        self.write(bytes(-self.size % ALIGNMENT))
+
+@dataclass
+class Output:
+    """What is being written for one type, and what is known about it so far.
+
+    Args:
+        parts: its file, or its shards.
+        importance: by tensor, the importance of each column (of each expert's, one after the other).
+    """
+
+    plan: Plan
+    parts: list[Part]
+    importance: Mapping[str, Floats] = field(default_factory=dict)
+    worst: tuple[float, str] = (0.0, "")  # largest relative error seen, and the tensor it was in
+    errors: dict[str, list[float]] = field(default_factory=dict)  # by type: relative error of each tensor
+    current: int = 0  # the part being written
+    left: int = 0  # tensors it still has to get
+
+    @property
+    def size(self) -> int:
+        return sum(part.size for part in self.parts)
+
+    def begin(self) -> None:
+        """Write the headers."""
+        for part in self.parts:
+            part.write(part.header)
+        self.left = self.parts[0].tensors
+
+    def write(self, data: bytes | memoryview) -> None:
+        """More bytes of the tensor under way."""
+        self.parts[self.current].write(data)
+
+    def end_tensor(self) -> None:
+        """Fill up to the alignment; the next tensor may go into the next part."""
+        self.write(bytes(-self.parts[self.current].size % ALIGNMENT))
+        self.left -= 1
+        if self.left == 0 and self.current + 1 < len(self.parts):
+            self.current += 1
+            self.left = self.parts[self.current].tensors
 
 
 @dataclass(frozen=True)
@@ -106,7 +135,7 @@ def stream(
         WorkError: a weight is not finite, or a tensor's error is beyond its type's bound.
     """
     for output in outputs:
-        output.write(output.header)
+        output.begin()
     threads = available_cpus()
     under_way: deque[tuple[_Tensor, Future[list[Chunk]], bool]] = deque()
     with ThreadPoolExecutor(threads, "quantize") as pool, ThreadPoolExecutor(1, "compute") as computing:
@@ -167,7 +196,7 @@ def _settle(
         tensor.whole[turn] += chunk.whole
     if last:
         for output, planned, wrong, whole in zip(outputs, tensor.planned, tensor.wrong, tensor.whole, strict=True):
-            output.pad()
+            output.end_tensor()
             if check:
                 _judge(output, planned, wrong, whole)
     progress(sum(output.size for output in outputs), tensor.name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,30 +52,36 @@ def run(job: dict[str, Any], channel: Channel) -> None:
     started = time.monotonic()
     truth = Truth.of(Path(job["base"]), Path(job["adapter"]) if job["adapter"] else None)
     channel.send("ready", seconds=time.monotonic() - started)
-    while (order := channel.receive()).get("file"):
+    while (order := channel.receive()).get("files"):
         started = time.monotonic()
         figures, faults = verify(order, truth)
         channel.send("verified", type=order["type"], figures=figures, faults=faults, seconds=time.monotonic() - started)
 
 
 def verify(order: dict[str, Any], truth: Truth) -> tuple[dict[str, Any], list[str]]:
-    """All checks on one file; its figures, and its faults as sentences."""
+    """All checks on one type's file, or its shards; its figures, and its faults as sentences."""
     from ftllm.export import checks
     from ftllm.export.shares import shares
     from ftllm.llama.header import read_header
     from ftllm.llama.model import Model
 
-    path = Path(order["file"])
-    header = read_header(path)
+    parts = [(part, read_header(Path(part["path"]))) for part in order["files"]]
+    header = parts[0][1]  # of several shards, the one with the metadata
+    wholes = [replace(one, metadata=header.metadata) for _, one in parts]
     with ThreadPoolExecutor(2, "check") as pool:
-        bytes_ = pool.submit(checks.check_bytes, path, order["sha256"])
-        found = pool.submit(shares, header, truth.reference, order["merged"])
-        faults = checks.check_header(header, size=order["bytes"], tensors=order["tensors"])
-        with Model.load(path, gpu_layers=0) as model:
+        bytes_ = [pool.submit(checks.check_bytes, one.path, part["sha256"]) for part, one in parts]
+        found = [pool.submit(shares, whole, truth.reference, order["merged"]) for whole in wholes]
+        faults = []
+        for part, one in parts:
+            faults += checks.check_header(one, size=part["bytes"], tensors=part["tensors"])
+        with Model.load(header.path, gpu_layers=0) as model:
             faults += checks.check_tokens(model, header, truth.tokens)
             faults += checks.check_template(model, truth.tokens)
             predicted = predictions(model, truth.ids)
-        faults += bytes_.result() + checks.check_changes(found.result())
+        for same in bytes_:
+            faults += same.result()
+        layers = {layer: share for some in found for layer, share in some.result().items()}
+        faults += checks.check_changes(layers)
     broken = sum(not checks.finite(row) for row in predicted)
     if broken:
         return {}, [*faults, f"its logits hold NaN or infinite values at {broken} of {len(predicted)} positions"]
@@ -89,7 +95,7 @@ def verify(order: dict[str, Any], truth: Truth) -> tuple[dict[str, Any], list[st
         "perplexity_ratio": distance.perplexity_ratio,
         "positions": distance.positions,
     }
-    known = [share for share, error in found.result().values() if error < 0.1]
+    known = [share for share, error in layers.values() if error < 0.1]
     if known:
         figures["adapter_share"] = sum(known) / len(known)
         figures["adapter_layers_checked"] = len(known)

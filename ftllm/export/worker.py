@@ -90,8 +90,9 @@ def run(job: dict[str, Any], channel: Channel) -> None:
     """Plan, wait for the word, and stream.
 
     Args:
-        job: `converter` (directory), `base`, `adapter` (or null), `name`, `quants`, `values` (metadata to add),
-            `check` (read chunks back).
+        job: `converter` (directory), `base`, `adapter` (or null), `name`, `files` (each with `label`, `type` and
+            `importance`, whether there will be an importance matrix), `overrides` (pairs of expression and ggml's
+            type), `split` (bytes, or null), `values` (metadata to add), `check` (read chunks back).
     """
     root = Path(job["converter"])
     sys.path[:0] = [str(root), str(root / "gguf-py")]
@@ -99,7 +100,7 @@ def run(job: dict[str, Any], channel: Channel) -> None:
     channel.send("stage", stage="load")
     gc.disable()  # everything made until the pass begins stays
     from ftllm.export import convert, plan
-    from ftllm.export.headers import Headers, padded
+    from ftllm.export.headers import Headers
     from ftllm.export.lora import read_adapter
     from ftllm.llama.types import FILE_TYPES
 
@@ -109,8 +110,10 @@ def run(job: dict[str, Any], channel: Channel) -> None:
     add_values(conversion.model.gguf_writer, job["values"])
     headers = Headers(conversion.model.gguf_writer)
     float_file = [plan.Planned(name, shape, conversion.kinds[name]) for name, shape in conversion.shapes.items()]
-    plans = plan.plan_all(job["quants"], float_file, headers.header(float_file, FILE_TYPES[conversion.float_kind]))
-    starts = {item.quant: headers.header(item.tensors, FILE_TYPES[item.quant]) for item in plans}
+    (skeleton,) = headers.headers([float_file], FILE_TYPES[conversion.float_kind])
+    wanted = [(file["type"], file["importance"]) for file in job["files"]]
+    plans = plan.plan_all(wanted, float_file, skeleton, [(text, kind) for text, kind in job["overrides"]])
+    shards = [item.shards(job["split"]) for item in plans]
     channel.send(
         "plan",
         architecture=conversion.model.gguf_writer.arch,
@@ -122,13 +125,18 @@ def run(job: dict[str, Any], channel: Channel) -> None:
         renamed={name: conversion.gguf_name(name) for name in conversion.merged},
         files=[
             {
+                "label": file["label"],
                 "type": item.quant,
-                "bytes": len(starts[item.quant]) + sum(padded(tensor.nbytes) for tensor in item.tensors),
+                "imatrix": file["importance"],
+                "bytes": sum(map(len, headers.headers(parts, FILE_TYPES[item.quant])))
+                + sum(plan.padded(tensor.nbytes) for tensor in item.tensors),
+                "shards": len(parts),
                 "bits_per_weight": item.bits_per_weight,
                 "types": plan.types_of(item),
                 "fallbacks": item.fallbacks,
+                "needs_imatrix": bool(item.requiring()),
             }
-            for item in plans
+            for file, item, parts in zip(job["files"], plans, shards, strict=True)
         ],
         seconds=time.monotonic() - started,
     )
@@ -136,21 +144,35 @@ def run(job: dict[str, Any], channel: Channel) -> None:
     gc.freeze()
     gc.enable()
     if order.get("go"):
-        write(conversion, plans, starts, order["paths"], bool(job["check"]), channel)
+        write(conversion, headers, list(zip(job["files"], plans, shards, strict=True)), order, job["check"], channel)
 
 
 def write(
-    conversion: Any, plans: list[Any], headers: dict[str, bytes], paths: dict[str, str], check: bool, channel: Channel
+    conversion: Any, headers: Any, files: list[Any], order: dict[str, Any], check: bool, channel: Channel
 ) -> None:
-    """Stream into `paths` (by type), sync, and report each file's size, hash and errors."""
-    from ftllm.export import stream
+    """Stream into `paths` (by label, a path for each shard), sync, and report sizes, hashes and errors."""
+    from ftllm.export import importance, stream
+    from ftllm.llama.types import FILE_TYPES
 
     started = time.monotonic()
-    channel.partials = [Path(path) for path in paths.values()]
-    outputs = [
-        stream.Output(item, Path(paths[item.quant]), headers[item.quant], Path(paths[item.quant]).open("wb"))  # noqa: SIM115
-        for item in plans
-    ]
+    channel.partials = [Path(path) for paths in order["paths"].values() for path in paths]
+    matrix = importance.load(Path(order["importance"])) if order["importance"] else None
+    outputs = []
+    for file, item, shards in files:
+        extra: dict[str, tuple[Any, Any]] = {}
+        values: Any = {}
+        if matrix is not None and file["importance"]:
+            matrix.check(item)
+            values = matrix.values
+            kinds = {str: headers.kind("STRING"), int: headers.kind("UINT32")}
+            extra = {key: (value, kinds[type(value)]) for key, value in matrix.metadata().items()}
+        starts = headers.headers(shards, FILE_TYPES[item.quant], extra)
+        paths = [Path(path) for path in order["paths"][file["label"]]]
+        parts = [
+            stream.Part(path, start, len(tensors), path.open("wb"))
+            for path, start, tensors in zip(paths, starts, shards, strict=True)
+        ]
+        outputs.append(stream.Output(item, parts, values))
     last = 0.0
 
     def progress(done: int, tensor: str) -> None:
@@ -162,24 +184,32 @@ def write(
     try:
         stream.stream(outputs, conversion.rows, check=check, progress=progress)
         for output in outputs:
-            output.file.flush()
-            os.fsync(output.file.fileno())
-            output.file.close()
+            for part in output.parts:
+                part.file.flush()
+                os.fsync(part.file.fileno())
+                part.file.close()
     except OSError as error:
-        error.filename = error.filename or str(outputs[0].path.parent)
+        error.filename = error.filename or str(outputs[0].parts[0].path.parent)
         raise
     channel.send(
         "written",
         files=[
             {
-                "type": output.plan.quant,
-                "bytes": output.size,
-                "sha256": output.digest.hexdigest(),
+                "label": file["label"],
+                "shards": [
+                    {
+                        "path": str(part.path),
+                        "bytes": part.size,
+                        "sha256": part.digest.hexdigest(),
+                        "tensors": part.tensors,
+                    }
+                    for part in output.parts
+                ],
                 "largest_error": output.worst[0],
                 "largest_error_tensor": output.worst[1],
                 "mean_errors": {kind: sum(all_) / len(all_) for kind, all_ in output.errors.items()},
             }
-            for output in outputs
+            for (file, _, _), output in zip(files, outputs, strict=True)
         ],
         seconds=time.monotonic() - started,
     )

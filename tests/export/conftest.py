@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,23 +83,44 @@ def lora(nano: Path, tmp_path_factory: pytest.TempPathFactory) -> Lora:
 def convert(converter: fetch.Converter) -> Callable[..., dict[str, Path]]:
     """Run the worker process: files by type, without verification and without keys of our own."""
 
-    def run(base: Path, adapter: Path | None, quants: list[str], out: Path, **values: Any) -> dict[str, Path]:
+    def run(
+        base: Path,
+        adapter: Path | None,
+        quants: list[str],
+        out: Path,
+        *,
+        importance: Path | None = None,
+        overrides: Sequence[tuple[str, int]] = (),
+        split: int | None = None,
+        **values: Any,
+    ) -> dict[str, Path]:
         events = Events()
         job = {
             "converter": str(converter.root),
             "base": str(base),
             "adapter": str(adapter) if adapter else None,
             "name": "tested",
-            "quants": quants,
+            "files": [{"label": quant, "type": quant, "importance": importance is not None} for quant in quants],
+            "overrides": overrides,
+            "split": split,
             "values": values,
             "check": True,
         }
         worker = Child("converting", "ftllm.export.worker", job, events)
         try:
-            while events.next()[1]["event"] != "plan":
+            while (event := events.next()[1])["event"] != "plan":
                 pass
-            paths = {quant: out / f"{quant}.gguf" for quant in quants}
-            worker.send({"go": True, "paths": {quant: str(path) for quant, path in paths.items()}})
+            shards = {file["label"]: file["shards"] for file in event["files"]}
+            names = {
+                quant: [f"{quant}.gguf"]
+                if count == 1
+                else [f"{quant}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)]
+                for quant, count in shards.items()
+            }
+            paths = {quant: out / parts[0] for quant, parts in names.items()}
+            everything = {quant: [str(out / name) for name in parts] for quant, parts in names.items()}
+            matrix = str(importance) if importance else None
+            worker.send({"go": True, "paths": everything, "importance": matrix})
             while events.next()[1]["event"] != "written":
                 pass
         finally:

@@ -41,8 +41,9 @@ def verify(truth: Truth) -> Callable[..., tuple[dict[str, Any], list[str]]]:
 
     def run(path: Path, quant: str, **order: Any) -> tuple[dict[str, Any], list[str]]:
         header = read_header(path)
-        whole = {"bytes": header.file_size, "sha256": sha256_file(path), "tensors": len(header.tensors)}
-        return verifier.verify({"file": str(path), "type": quant, "merged": merged, **whole, **order}, truth)
+        part = {"path": str(path), "bytes": header.file_size, "tensors": len(header.tensors)}
+        part |= {"sha256": sha256_file(path), **order}
+        return verifier.verify({"files": [part], "type": quant, "merged": merged}, truth)
 
     return run
 

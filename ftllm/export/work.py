@@ -1,0 +1,129 @@
+"""The processes of an export, and the files between them.
+
+The worker converts, merges and quantizes in one pass; the verifier computes in transformers what the result must
+predict. A file gets its final name only when the verifier is content, and its entry in `export.json` at once: an export
+that is killed goes on from there.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ftllm.export.child import Child, Events
+from ftllm.export.targets import Target
+from ftllm.progress import Reporter
+
+
+@dataclass
+class Written:
+    """One type's file, or its shards, as written but not published yet."""
+
+    target: Target
+    plan: dict[str, Any]
+    shards: list[dict[str, Any]]
+    largest_error: float
+    mean_errors: dict[str, float]
+    figures: dict[str, Any] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+
+class Work:
+    """The processes; leave it, and they end, and what they had not finished goes."""
+
+    def __init__(self, stack: ExitStack, reporter: Reporter) -> None:
+        self._stack = stack
+        self._reporter = reporter
+        self._events = Events()
+        self._verifier: Child | None = None
+        self._ready = False
+        self.timings: dict[str, float] = {}
+
+    def start(self, name: str, module: str, job: Mapping[str, Any]) -> Child:
+        """Start a process; it is ended, whatever happens."""
+        child = Child(name, module, dict(job), self._events)
+        self._stack.callback(child.kill)
+        self._stack.callback(lambda: self._reporter.detail(child.log()))
+        return child
+
+    def start_verifier(self, job: Mapping[str, Any]) -> None:
+        self._verifier = self.start("verifying", "ftllm.export.verifier", job)
+
+    def plan(self, job: Mapping[str, Any]) -> tuple[Child, dict[str, Any]]:
+        """Start a worker and wait for its plan."""
+        worker = self.start("converting", "ftllm.export.worker", job)
+        with self._reporter.task("Reading the checkpoint", None):
+            plan = self.wait_for("plan")
+        self.add_time("load", plan["seconds"])
+        return worker, plan
+
+    def write(
+        self, worker: Child, plan: dict[str, Any], targets: Sequence[Target], importance: Path | None = None
+    ) -> list[Written]:
+        """Let the worker write the partial files of `targets`, which are in the plan's order."""
+        paths = {}
+        for target, file in zip(targets, plan["files"], strict=True):
+            self._stack.callback(target.discard)
+            paths[file["label"]] = [str(path) for path in target.begin(file["shards"])]
+        worker.send({"go": True, "paths": paths, "importance": str(importance) if importance else None})
+        total = sum(file["bytes"] for file in plan["files"])
+        with self._reporter.task("Merging and quantizing", total, "bytes") as task:
+            event = self.wait_for("written", lambda now: task.update(now["done"], now["tensor"], tensor=now["tensor"]))
+            task.update(total)
+        self.add_time("write", event["seconds"])
+        return [
+            Written(target, file, made["shards"], made["largest_error"], made["mean_errors"])
+            for target, file, made in zip(targets, plan["files"], event["files"], strict=True)
+        ]
+
+    def verify(self, files: Sequence[Written], plan: dict[str, Any]) -> Iterator[Written]:
+        """Each file with its figures and faults, as soon as it has been looked at; without a verifier, as it is."""
+        if self._verifier is None:
+            yield from files
+            return
+        merged = {new: plan["merged"][old] for old, new in plan["renamed"].items() if new}
+        with self._reporter.task("Verifying", len(files), "files") as task:
+            while not self._ready:
+                self.wait_for("ready")
+            for file in files:
+                self._verifier.send({"files": file.shards, "type": file.plan["type"], "merged": merged})
+                result = self.wait_for("verified")
+                file.figures, file.faults = result["figures"], result["faults"]
+                self.add_time(f"verify {file.plan['label']}", result["seconds"])
+                self._reporter.event("verified", type=file.plan["type"], **result["figures"], faults=result["faults"])
+                task.advance(1, file.plan["label"])
+                yield file
+
+    def wait_for(self, wanted: str, progress: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+        """The next `wanted` event; progress is passed on, the verifier's readiness noted."""
+        while True:
+            _, event = self._events.next()
+            if event["event"] == "ready":
+                self._ready = True
+                self.add_time("reference", event["seconds"])
+            if event["event"] == "progress" and progress is not None:
+                progress(event)
+            if event["event"] == wanted:
+                return event
+
+    def add_time(self, what: str, seconds: float) -> None:
+        self.timings[what] = self.timings.get(what, 0.0) + seconds
+
+
+def in_background(work: Callable[[], dict[str, str]]) -> Future[dict[str, str]]:
+    """Run `work` on a thread that does not keep the program from ending: hashing a large base takes minutes."""
+    future: Future[dict[str, str]] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="hash", daemon=True).start()
+    return future
