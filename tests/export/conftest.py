@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,13 @@ def nano() -> Path:
 def converter() -> fetch.Converter:
     """Upstream's converter, fetched once where it is not in the cache yet."""
     return fetch.ensure()
+
+
+@pytest.fixture(scope="session")
+def tools() -> Path:
+    """llama.cpp's own tools, built where they are not there yet (minutes: for slow tests only)."""
+    script = Path(__file__).parents[2] / "scripts" / "build_llama_tools"
+    return Path(subprocess.run([script], check=True, stdout=subprocess.PIPE, text=True).stdout.strip())
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -45,6 +46,40 @@ def test_files_are_those_llama_quantize_writes(
 ) -> None:
     source = upstream(converter, nano, tmp_path / "upstream.gguf", "auto")
     ours = convert(nano, None, TYPES, tmp_path)
+    for kind in TYPES:
+        theirs = tmp_path / f"upstream-{kind}.gguf"
+        quantize(source, theirs, kind)
+        assert ours[kind].read_bytes() == theirs.read_bytes(), kind
+
+
+def test_files_of_an_adapter_are_those_of_its_merged_model(
+    converter: fetch.Converter, nano: Path, convert: Callable[..., dict[str, Path]], tmp_path: Path
+) -> None:
+    """An adapter that doubles some columns of every matrix: the merge is exact in 16 bits, so the bytes must agree."""
+    from safetensors.torch import load_file
+    from safetensors.torch import save_file as save_torch
+
+    columns = [3, 100, 255]
+    weights = load_file(nano / "model.safetensors")
+    pairs, merged = {}, dict(weights)
+    for name, weight in weights.items():
+        if name.endswith("_proj.weight"):
+            module = "base_model.model." + name.removesuffix(".weight")
+            one_hot = weight.new_zeros(len(columns), weight.shape[1])
+            one_hot[range(len(columns)), columns] = 1
+            pairs |= {f"{module}.lora_A.weight": one_hot, f"{module}.lora_B.weight": weight[:, columns].contiguous()}
+            merged[name] = weight.clone()
+            merged[name][:, columns] *= 2
+    assert len(pairs) == 2 * 42
+    adapter, model = tmp_path / "adapter", tmp_path / "merged"
+    adapter.mkdir()
+    save_torch(pairs, adapter / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 3, "lora_alpha": 3, "base_model_name_or_path": str(nano)}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    shutil.copytree(nano, model)
+    save_torch(merged, model / "model.safetensors", metadata={"format": "pt"})
+    source = upstream(converter, model, tmp_path / "upstream.gguf", "auto")
+    ours = convert(nano, adapter, TYPES, tmp_path)
     for kind in TYPES:
         theirs = tmp_path / f"upstream-{kind}.gguf"
         quantize(source, theirs, kind)

@@ -162,7 +162,12 @@ def test_a_full_disk_is_one_line(nano: Path, converter: Any, tmp_path: Path) -> 
     ("arguments", "says", "hint"),
     [
         (["--quant", "Q4_KM"], "'Q4_KM' is not a quantization type", "did you mean Q4_K_M?"),
-        (["--quant", "IQ2_XS"], "IQ2_XS needs an importance matrix", "IQ3_XS"),
+        (["--quant", "IQ2_XS"], "IQ2_XS needs an importance matrix", "--imatrix FILE"),
+        (["--tensor-type", "ffn_down"], "'ffn_down' is not REGEX=TYPE", "ffn_down=Q6_K"),
+        (["--tensor-type", "ffn_down=Q6K"], "'Q6K' is not a tensor type", "did you mean Q6_K?"),
+        (["--tensor-type", "(=Q6_K"], "'(' is not a regular expression", "brackets"),
+        (["--split-max-size", "5"], "'5' is not a size", "5G"),
+        (["--imatrix", "nothing.gguf"], "nothing.gguf is not an importance matrix", "llama-imatrix"),
         ([], "no finished run in runs", "ftllm train"),
         (["nowhere"], "no run or directory called nowhere", "runs"),
     ],
