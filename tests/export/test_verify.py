@@ -17,7 +17,7 @@ import pytest
 
 from ftllm.export import checks, stream, verifier
 from ftllm.export.checks import CONTROL, USER_DEFINED
-from ftllm.export.stream import Output
+from ftllm.export.stream import Output, Part
 from ftllm.export.verifier import Truth
 from ftllm.files import sha256_file
 from ftllm.llama.header import LongArray, read_header
@@ -136,7 +136,7 @@ def test_nan_is_found_in_weights_and_in_predictions(copy: Path, verify: Any, tmp
     plan = Plan("Q8_0", (Planned("w", (2, 32), 8),), 0)
     rows = np.full((2, 32), np.inf, np.float32)
     with (tmp_path / "x").open("wb") as file, pytest.raises(WorkError, match="w holds NaN or infinite"):
-        stream_rows(rows, Output(plan, tmp_path / "x", b"", file))
+        stream_rows(rows, Output(plan, [Part(tmp_path / "x", b"", 1, file)]))
 
 
 def test_a_wrong_quantizer_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +149,7 @@ def test_a_wrong_quantizer_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     right = blocks.quantize
     monkeypatch.setattr(blocks, "quantize", lambda kind, values, _: right(kind, values[::-1]))
     with (tmp_path / "x").open("wb") as file, pytest.raises(WorkError, match="w as Q4_K is off by"):
-        stream_rows(rows, Output(plan, tmp_path / "x", b"", file))
+        stream_rows(rows, Output(plan, [Part(tmp_path / "x", b"", 1, file)]))
 
 
 def test_ordinary_control_tokens_are_found(copy: Path, tokens: Any) -> None:
