@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 STEP = 2.0  # nats below the largest at which the net is cast first; twice as deep while it holds too little
 DEEP = 16.0  # nats below which a whole vocabulary of 262k together weighs 3 % of the likeliest token
+COUNTED = (5.0, 7.0)  # nats below the largest at which tokens are counted, for the least that all weigh together
+CERTAIN = 1 - 1e-5  # more than rounding can move a sum of float32
 
 Candidates = tuple[NDArray[np.int64], NDArray[np.float32]]
 
@@ -66,11 +68,17 @@ def _head(values: NDArray[np.float32], largest: float, top_p: float, total: floa
 def _head_of_all(values: NDArray[np.float32], logits: NDArray[np.float32], largest: float, top_p: float) -> int:
     """As `_head`, for `values` out of `logits`.
 
-    The sum over all of a large vocabulary is most of the work, and seldom matters to the last digit: where the most
-    and the least that the unlikely tokens can weigh keep the same head, they are not looked at.
+    The sum over all of a large vocabulary is most of the work, and seldom matters to the last digit. Where so many
+    tokens lie close below `values` that top-p reaches beyond them, counting tells that; where nearly all the others lie
+    far below, the most and the least that they can weigh keep the same head.
     """
-    near = np.flatnonzero(logits > np.float32(largest - DEEP))
-    if len(near) < len(logits) // 8:
+    reach = _mass(values, largest)
+    for depth in COUNTED:
+        below = int(np.count_nonzero(logits > np.float32(largest - depth))) - len(values)
+        if reach < CERTAIN * top_p * (reach + below * math.exp(-depth)):
+            return len(values)
+    if np.count_nonzero(logits > np.float32(largest - DEEP)) < len(logits) // 8:
+        near = np.flatnonzero(logits > np.float32(largest - DEEP))
         least = _mass(logits[near], largest)
         most = least + (len(logits) - len(near)) * math.exp(-DEEP)
         kept = _head(values, largest, top_p, least)
