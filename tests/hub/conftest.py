@@ -60,3 +60,9 @@ def owner(at_hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
 @pytest.fixture
 def reporter() -> Reporter:
     return Reporter()
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither we nor the client wait before trying again."""
+    monkeypatch.setattr("time.sleep", lambda _seconds: None)

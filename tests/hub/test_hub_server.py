@@ -18,6 +18,8 @@ from huggingface_hub.errors import (
 TOKEN = "hf_ownersecret"
 BIG = bytes(range(256)) * 4000
 
+pytestmark = pytest.mark.usefixtures("no_waiting")
+
 
 @pytest.fixture(autouse=True)
 def _no_xet(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,8 @@ from ftllm.progress import Reporter
 ROOT = Path(__file__).resolve().parents[2]
 REPO = "org/tiny-GGUF"
 
+pytestmark = pytest.mark.usefixtures("no_waiting")
+
 
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, bytes]:

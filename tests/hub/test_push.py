@@ -26,10 +26,7 @@ REPO = "owner/think-GGUF"
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither between our attempts nor between the client's own."""
-    monkeypatch.setattr("time.sleep", lambda _seconds: None)
+pytestmark = pytest.mark.usefixtures("no_waiting")
 
 
 @pytest.fixture
