@@ -47,6 +47,9 @@ def export(
     llama_cpp: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A llama.cpp checkout whose converter to use.")
     ] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="USER/REPO", help="Publish them on the Hub afterwards, as `ftllm push` does.")
+    ] = None,
     runs: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are.")] = DEFAULT_RUNS,
     offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
     dry_run: Annotated[
@@ -67,6 +70,7 @@ def export(
       ftllm export my-run --quant Q4_K_M,Q8_0
       ftllm export models/nano --quant F16 --out /tmp/gguf
       ftllm export my-run --dry-run
+      ftllm export my-run --push you/my-model-GGUF
     """
     from ftllm.export import pipeline
 
@@ -85,6 +89,10 @@ def export(
         offline=offline,
         dry_run=dry_run,
     )
+    if push is not None and not dry_run:
+        from ftllm.hub.push import PushRequest, require_access
+
+        require_access(PushRequest(push, offline=offline), reporter)
     result = pipeline.export(request, reporter)
     if dry_run and not json_output:
         print_plan(result)
@@ -93,6 +101,12 @@ def export(
             print(file.path if quiet else pipeline.summary(file))
         checked = "verified against transformers" if result.verified else "not verified"
         reporter.say(f"Done in {result.seconds:.1f} s, {checked}")
+    pushed = {}
+    if push is not None and not dry_run:
+        from ftllm.cli.push import publish
+
+        made_of = result.source.run.path if result.source.run and out is None else result.files[0].path.parent
+        pushed = {"pushed": publish(PushRequest(push, str(made_of), runs_root=runs), reporter)}
     reporter.done(
         files=[
             {
@@ -111,6 +125,7 @@ def export(
         verified=result.verified,
         seconds=round(result.seconds, 2),
         **({"dry_run": True} if dry_run else {}),
+        **pushed,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -73,11 +73,11 @@ def push_verb(
     if dry_run:
         show_plan(request, reporter)
     else:
-        publish(request, reporter)
+        reporter.done(repositories=publish(request, reporter))
 
 
-def publish(request: PushRequest, reporter: Reporter) -> None:
-    """Push, and print where the repositories are."""
+def publish(request: PushRequest, reporter: Reporter) -> list[dict[str, Any]]:
+    """Push, and print where the repositories are; what to say about each as JSON."""
     from ftllm.hub.push import push
 
     done = push(request, reporter)
@@ -85,21 +85,12 @@ def publish(request: PushRequest, reporter: Reporter) -> None:
         if not reporter.json_lines:
             print(item.url)
         kept = f", {len(item.unchanged)} unchanged" if item.unchanged else ""
-        reporter.say(
-            f"{len(item.sent)} files published{kept}" if item.sent else "nothing has changed since the last push"
-        )
-    reporter.done(
-        repositories=[
-            {
-                "repo": item.repo,
-                "url": item.url,
-                "commit": item.commit,
-                "sent": list(item.sent),
-                "unchanged": list(item.unchanged),
-            }
-            for item in done
-        ]
-    )
+        what = f"{len(item.sent)} files published{kept}" if item.sent else "nothing has changed since the last push"
+        reporter.say(what)
+    return [
+        {"repo": item.repo, "url": item.url, "commit": item.commit, "sent": item.sent, "unchanged": item.unchanged}
+        for item in done
+    ]
 
 
 def show_plan(request: PushRequest, reporter: Reporter) -> None:

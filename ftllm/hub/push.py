@@ -63,8 +63,7 @@ def push(request: PushRequest, reporter: Reporter) -> list[Published]:
         UserError: there is nothing to publish, or the Hub does not allow it.
         WorkError: network or Hub failed; what was sent is kept.
     """
-    if is_offline(request.offline):
-        raise UserError("pushing needs the network, and this is offline", "leave --offline and HF_HUB_OFFLINE out")
+    _require_online(request)
     with watched(reporter):
         publisher = Publisher(reporter, revision=request.revision)
         user = publisher.user()
@@ -83,6 +82,19 @@ def push(request: PushRequest, reporter: Reporter) -> list[Published]:
             reporter.say("stopped; nothing is published yet. The same command goes on: whole files are not sent again")
             raise
     return done
+
+
+def require_access(request: PushRequest, reporter: Reporter) -> None:
+    """Find out before long work whether a push can come after it: the name, the token, and the network.
+
+    Raises:
+        UserError: the name is none, there is no token, or it is not allowed to write.
+        WorkError: the Hub cannot be reached.
+    """
+    names.repository(request.repo)
+    _require_online(request)
+    with watched(reporter):
+        Publisher(reporter, revision=request.revision).user()
 
 
 def rehearse(request: PushRequest, reporter: Reporter) -> list[Planned]:
@@ -139,6 +151,11 @@ def plan(request: PushRequest, reporter: Reporter) -> list[Page]:
         repo, known, base_terms, constants.ENDPOINT, request.revision, request.adapter, None, extra, extra_front
     )
     return _pair(page) if request.both else [page]
+
+
+def _require_online(request: PushRequest) -> None:
+    if is_offline(request.offline):
+        raise UserError("pushing needs the network, and this is offline", "leave --offline and HF_HUB_OFFLINE out")
 
 
 def _pair(page: Page) -> list[Page]:

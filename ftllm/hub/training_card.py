@@ -58,8 +58,8 @@ def loss_curve(facts: Facts) -> str:
     lines = [line for line in facts.metrics if number(line.get("loss")) and isinstance(line.get("step"), int)]
     if not lines:
         return ""
-    stride = max(1, (len(lines) - 1) // 7)
-    few = [*lines[:-1][::stride][:8], lines[-1]]
+    stride = -(-(len(lines) - 1) // 7) or 1
+    few = [*lines[:-1][::stride], lines[-1]]
     return table(
         ["step", *(str(line["step"]) for line in few)],
         [["loss, nats a token", *(f"{line['loss']:.3f}" for line in few)]],
