@@ -49,6 +49,7 @@ LIBRARIES = (
     "huggingface-hub",
     "numpy",
 )
+LOCK = ".lock"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -167,7 +168,8 @@ def create(root: Path, name: str | None, *, stem: str = "run") -> Run:
         if name is None:
             return Run(_make_numbered(root, re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "run"))
         path = root / name
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        # A training killed before it had begun leaves its lock, and nothing to resume.
+        if path.exists() and (not path.is_dir() or any(file.name != LOCK for file in path.iterdir())):
             raise UserError(f"{path} exists already", "choose another --name, or --resume to go on with it")
         path.mkdir(exist_ok=True)
         return Run(path.resolve())
@@ -198,7 +200,7 @@ def locked(run: Run) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
-    descriptor = os.open(run.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(run.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -183,13 +183,18 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
-def require_space(path: Path, needed: int) -> None:
+def require_space(root: Path, needed: int) -> None:
     """Refuse to begin work whose outputs cannot fit.
 
+    Args:
+        root: where checkpoints go; those there already are part of what is needed.
+        needed: bytes in all.
+
     Raises:
-        WorkError: less than `needed` bytes are free.
+        WorkError: less is free.
     """
-    free = free_bytes(path)
+    path = root.parent
+    free = free_bytes(path) + sum(file.stat().st_size for file in root.rglob("*") if file.is_file())
     if free < needed:
         message = f"{path}: {free / 1e6:.1f} MB are free, and this training writes about {needed / 1e6:.1f} MB"
         raise WorkError(message, "free some space, or choose another disk with --runs DIR")

@@ -26,7 +26,9 @@ def stopping(reporter: Reporter) -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked.append(number)
-        reporter.say("stopping after this step; Ctrl-C again stops at once, without a checkpoint")
+        # Said from another thread: the signal may have come while this one was half-way through printing a line.
+        words = "stopping after this step; Ctrl-C again stops at once, without a checkpoint"
+        threading.Thread(target=reporter.say, args=(words,), daemon=True).start()
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

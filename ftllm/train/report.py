@@ -17,13 +17,18 @@ REPORT = "REPORT.md"
 Sample = dict[str, Any]
 
 
-def write(run: Run, samples: Sequence[Sample]) -> None:
+def write(run: Run, manifest: dict[str, Any], samples: Sequence[Sample]) -> None:
     """Write the run's plot and report.
+
+    Args:
+        run: where they go; its metrics and configuration are read.
+        manifest: of the run, results included.
+        samples: answers before and after.
 
     Raises:
         WorkError: no space left.
     """
-    manifest, lines = run.read_manifest(), read(run.metrics)
+    lines = read(run.metrics)
     write_text(run.path / PLOT, plot(run.name, manifest, lines))
     write_text(run.path / REPORT, report(manifest, lines, samples, run.config.read_text(encoding="utf-8")))
 

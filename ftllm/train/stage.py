@@ -11,7 +11,7 @@ from typing import Any
 from ftllm.errors import UserError
 from ftllm.files import write_text
 from ftllm.progress import Reporter
-from ftllm.runs import DEFAULT_RUNS, Run, create, environment, locked, now
+from ftllm.runs import DEFAULT_RUNS, LOCK, Run, create, environment, locked, now
 from ftllm.train import adapter, backend, base, checkpoints, manifest, report
 from ftllm.train.config import TrainConfig, resolve, to_yaml
 from ftllm.train.corpus import load_corpus
@@ -115,7 +115,7 @@ def _work(run: Run, prepared: Prepared, record: dict[str, Any], reporter: Report
     with clock.part("load"):
         model = backend.load(prepared.backend, prepared.base, config, prepared.device)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    checkpoints.require_space(run.path, checkpoints.bytes_needed(trainable, measured=bool(prepared.held_out)))
+    checkpoints.require_space(run.checkpoints, checkpoints.bytes_needed(trainable, measured=bool(prepared.held_out)))
     checkpoint = checkpoints.latest(run.checkpoints, reporter.warn)
     record["trainable_parameters"] = trainable
     announce(run, prepared, record, checkpoint[0] if checkpoint else 0, reporter)
@@ -174,11 +174,11 @@ def _work(run: Run, prepared: Prepared, record: dict[str, Any], reporter: Report
     if best:
         results["eval_nll"] = best["eval_nll"]
     clock.timings["rows_in_training"] = round(table.seconds, 3)
-    record |= {"status": "finished", "finished": now(), "timings": clock.timings | {"total": clock.seconds}}
-    run.write_manifest(record)
-    report.write(run, answers.samples)
+    record |= {"finished": now(), "timings": clock.timings | {"total": clock.seconds}}
+    report.write(run, record, answers.samples)
+    run.write_manifest(record | {"status": "finished"})
     shutil.rmtree(run.checkpoints, ignore_errors=True)
-    (run.path / ".lock").unlink(missing_ok=True)
+    (run.path / LOCK).unlink(missing_ok=True)
     return TrainResult(
         run,
         reached,
