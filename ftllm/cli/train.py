@@ -82,7 +82,7 @@ def train_verb(
     elif dry_run:
         from ftllm.train.preflight import dry_run as look
 
-        look(resolved, reporter, offline=offline)
+        look(resolved, reporter, runs=runs, offline=offline)
     else:
         from ftllm.train.stage import train
 

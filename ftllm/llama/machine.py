@@ -94,9 +94,16 @@ def _quota() -> int | None:
 
 
 def available_memory() -> int:
-    """Bytes of memory that can be had without swapping; 0 where unknown."""
+    """Bytes of memory that can be had without swapping, a container's limit included (cgroup v2); 0 where unknown."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, ValueError, IndexError, StopIteration):
         return 0
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = int((group / "memory.max").read_text()), int((group / "memory.current").read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return min(free, limit - used + int(stat["file"]))
+    except (OSError, ValueError, KeyError):  # no such group, or no limit
+        return free

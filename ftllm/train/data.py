@@ -29,9 +29,8 @@ class Plan:
 
     Attributes:
         units: the rows, in the data's order.
-        tokens: in all rows together.
-        trained: how many of them bear loss.
-        longest: tokens of the longest row.
+        trained: how many tokens bear loss.
+        lengths: tokens of each row.
         dropped: (source, tokens) of rows left out for their length.
         cut: (source, tokens) of rows whose end was cut off.
         masked: sources of rows in which no token would bear loss.
@@ -41,15 +40,24 @@ class Plan:
     """
 
     units: tuple[Unit, ...]
-    tokens: int
     trained: int
-    longest: int
+    lengths: tuple[int, ...]
     dropped: tuple[tuple[str, int], ...]
     cut: tuple[tuple[str, int], ...]
     masked: tuple[str, ...]
     refused: tuple[Refused, ...]
     moved: int
     units_of_text: int
+
+    @property
+    def tokens(self) -> int:
+        """In all rows together."""
+        return sum(self.lengths)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return max(self.lengths)
 
     @property
     def share_moved(self) -> float:
@@ -95,7 +103,8 @@ class Rows:
         cut: list[tuple[str, int]] = []
         masked: list[str] = []
         refused = list(self.corpus.refused)
-        tokens = trained = longest = moved = pieces = 0
+        lengths: list[int] = []
+        trained = moved = pieces = 0
         for done, item in enumerate(self.corpus.training, 1):
             conversation = self.conversation(item, 0)
             kept = 0
@@ -109,9 +118,8 @@ class Rows:
                     if row.cut:
                         cut.append((row.source, len(row.input_ids) + row.cut))
                     units.append(Unit(item, part))
-                    tokens += len(row.input_ids)
+                    lengths.append(len(row.input_ids))
                     trained += row.trained
-                    longest = max(longest, len(row.input_ids))
                     kept += 1
             if kept and self.noise is not None:
                 changed, places = conversation_moved(item.conversation, conversation, self.noise)
@@ -122,7 +130,7 @@ class Rows:
         if not units:
             raise self._nothing_left(dropped, masked, refused)
         return Plan(
-            tuple(units), tokens, trained, longest, tuple(dropped), tuple(cut), tuple(masked), tuple(refused), moved,
+            tuple(units), trained, tuple(lengths), tuple(dropped), tuple(cut), tuple(masked), tuple(refused), moved,
             pieces,
         )  # fmt: skip
 

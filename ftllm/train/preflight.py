@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,91 +13,42 @@ from ftllm.conversations import Conversation
 from ftllm.progress import Reporter
 from ftllm.render import IGNORED, Row
 from ftllm.runs import library_versions
-from ftllm.train import base
-from ftllm.train.backend import Device, linear_layers, lora_targets
+from ftllm.train import base, checkpoints
 from ftllm.train.config import TrainConfig, to_yaml
 from ftllm.train.corpus import load_corpus
+from ftllm.train.memory import Memory, require_fit
 from ftllm.train.prepare import Clock, Prepared, prepare, warnings_of
 
 SAMPLES = 3
-LIBRARIES = 900 * 2**20  # resident before a weight is loaded: torch, transformers, trl (measured, CPU build)
-BYTES = {"float32": 4.0, "bfloat16": 2.0}
-NF4 = 0.56  # bytes a weight: 4 bits, and double-quantized scales for blocks of 64 (arXiv 2305.14314)
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Estimated peak memory in bytes, and what is free.
+class Needs:
+    """What a training takes of the machine, in bytes.
 
     Attributes:
-        weights: the base.
-        adapter: its weights, their gradients and AdamW's two moments, in float32.
-        activations: what the backward pass needs of the longest row, times the batch.
-        program: the libraries themselves, where they share the memory (CPU).
-        free: available now on the device.
+        memory: estimated peak.
+        disk: what it may write at once.
+        disk_free: where the runs are.
     """
 
-    weights: int
-    adapter: int
-    activations: int
-    program: int
-    free: int
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.adapter + self.activations + self.program
+    memory: Memory
+    disk: int
+    disk_free: int
 
 
-def estimate(prepared: Prepared) -> Memory:
-    """Estimate the peak from the architecture, built without weights.
+def needs(prepared: Prepared, runs: Path) -> Needs:
+    """What a training takes of the machine.
 
-    Activations: each adapted or frozen linear layer keeps its input and its output's gradient alive (in + out values a
-    token) in the precision of the computation, norms keep a float32 copy; gradient checkpointing keeps the hidden
-    state of each layer and recomputes one layer at a time.
+    Raises:
+        UserError: it cannot fit into memory.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config, device = prepared.config, prepared.device
-    architecture = AutoConfig.from_pretrained(str(prepared.base.path), local_files_only=True)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(architecture)
-    lora_targets(model, config.lora.targets)
-    layers = linear_layers(model)
-    adapted = [layer for layer in layers if layer.part in config.lora.targets]
-    trainable = sum(config.lora.rank * (layer.inputs + layer.outputs) for layer in adapted)
-    text = architecture.get_text_config()
-    width = BYTES[device.precision]
-    tokens = config.batch_size * prepared.plan.longest
-    language = sum(layer.inputs + layer.outputs for layer in layers if layer.part)
-    norms = text.num_hidden_layers * text.hidden_size * 4 * 4
-    per_token = language * width * 2 + norms * 2
-    if config.gradient_checkpointing:
-        per_token = per_token / text.num_hidden_layers + text.num_hidden_layers * text.hidden_size * width
-    logits = min(tokens, 2048) * text.vocab_size * 4 * 2
-    return Memory(
-        weights=int(prepared.base.parameters() * (NF4 if device.four_bit else width)),
-        adapter=trainable * 4 * 4,
-        activations=int(tokens * per_token + logits),
-        program=LIBRARIES if device.kind == "cpu" else 0,
-        free=free_memory(device),
-    )
+    memory, trainable = require_fit(prepared)
+    disk = checkpoints.bytes_needed(trainable, measured=bool(prepared.held_out))
+    return Needs(memory, disk, checkpoints.free_bytes(runs.resolve()))
 
 
-def free_memory(device: Device) -> int:
-    """Bytes a new program could take on the device now."""
-    if device.kind == "cuda":
-        import torch
-
-        return int(torch.cuda.mem_get_info()[0])
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text("ascii").splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def dry_run(config: TrainConfig, reporter: Reporter, *, offline: bool = False) -> None:
+def dry_run(config: TrainConfig, reporter: Reporter, *, runs: Path, offline: bool = False) -> None:
     """Print what would be trained: on stdout, as text or as one JSON object.
 
     Raises:
@@ -108,14 +58,14 @@ def dry_run(config: TrainConfig, reporter: Reporter, *, offline: bool = False) -
     corpus = load_corpus(config, offline=offline, say=reporter.say)
     found = base.find(config.model, offline=offline)
     prepared = prepare(config, found, corpus, reporter, clock)
-    memory = estimate(prepared)
+    needed = needs(prepared, runs)
     if reporter.json_lines:
-        reporter.done(**facts(prepared, memory))
+        reporter.done(**facts(prepared, needed))
     else:
-        _show(prepared, memory, Console(highlight=False, soft_wrap=True))
+        _show(prepared, needed, Console(highlight=False, soft_wrap=True))
 
 
-def facts(prepared: Prepared, memory: Memory) -> dict[str, Any]:
+def facts(prepared: Prepared, needed: Needs) -> dict[str, Any]:
     """The dry run's findings for a program to read."""
     plan = prepared.plan
     return {
@@ -133,7 +83,8 @@ def facts(prepared: Prepared, memory: Memory) -> dict[str, Any]:
         "share_moved": plan.share_moved,
         "steps_per_epoch": prepared.steps_per_epoch,
         "steps": prepared.steps,
-        "memory": {**asdict(memory), "total": memory.total},
+        "memory": {**asdict(needed.memory), "total": needed.memory.total},
+        "disk": {"needed": needed.disk, "free": needed.disk_free},
         "backend": prepared.backend,
         "device": asdict(prepared.device),
         "base": {"path": str(prepared.base.path), "parameters": prepared.base.parameters()},
@@ -143,8 +94,8 @@ def facts(prepared: Prepared, memory: Memory) -> dict[str, Any]:
     }
 
 
-def _show(prepared: Prepared, memory: Memory, console: Console) -> None:
-    plan, config, device = prepared.plan, prepared.config, prepared.device
+def _show(prepared: Prepared, needed: Needs, console: Console) -> None:
+    plan, config, device, memory = prepared.plan, prepared.config, prepared.device, needed.memory
 
     def line(label: str, text: str) -> None:
         console.print(Text(f"{label:<10}", style="bold") + Text(text))
@@ -166,11 +117,9 @@ def _show(prepared: Prepared, memory: Memory, console: Console) -> None:
     }
     listed = ", ".join(f"{name} {amount / 2**20:.0f}" for name, amount in parts.items() if amount)
     line("memory", f"about {memory.total / 2**20:.0f} MiB ({listed}) of {memory.free / 2**20:.0f} free")
+    line("disk", f"up to {needed.disk / 2**20:.0f} MiB of {needed.disk_free / 2**20:.0f} free, for checkpoints mostly")
     for warning in warnings_of(prepared):
         console.print(Text("warning   ", style="yellow") + Text(warning))
-    if memory.total > memory.free:
-        hint = "lower batch_size or max_length, or turn gradient_checkpointing on"
-        console.print(Text("warning   ", style="yellow") + Text(f"this may not fit into memory: {hint}"))
     console.print()
     for unit in plan.units[:SAMPLES]:
         before = unit.item.conversation

@@ -18,7 +18,9 @@ from ftllm.train.corpus import load_corpus
 from ftllm.train.display import Display, announce
 from ftllm.train.heldout import HeldOut
 from ftllm.train.interrupt import Interrupted, say_how_to_go_on, stopping
+from ftllm.train.memory import keep_close
 from ftllm.train.metrics import Metrics, read_state
+from ftllm.train.preflight import needs
 from ftllm.train.prepare import Clock, Prepared, prepare
 from ftllm.train.samples import Answers
 from ftllm.train.settings import read_yaml
@@ -112,10 +114,16 @@ def _work(run: Run, prepared: Prepared, record: dict[str, Any], reporter: Report
     with clock.part("libraries"):
         from ftllm.train import trainer as training
     config = prepared.config
+    with clock.part("preflight"):
+        needed = needs(prepared, run.path)
+        if keep_close(needed.memory, prepared.device):
+            reporter.say(
+                "memory is short here: it is given back as soon as it is free, which takes a quarter more time"
+            )
     with clock.part("load"):
         model = backend.load(prepared.backend, prepared.base, config, prepared.device)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    checkpoints.require_space(run.checkpoints, checkpoints.bytes_needed(trainable, measured=bool(prepared.held_out)))
+    checkpoints.require_space(run.checkpoints, needed.disk)
     checkpoint = checkpoints.latest(run.checkpoints, reporter.warn)
     record["trainable_parameters"] = trainable
     announce(run, prepared, record, checkpoint[0] if checkpoint else 0, reporter)
@@ -170,6 +178,7 @@ def _work(run: Run, prepared: Prepared, record: dict[str, Any], reporter: Report
         "train_loss": metrics.train_loss,
         "adapter_step": best["step"] if best else reached,
         "peak_memory_bytes": backend.peak_memory(prepared.device),
+        "peak_memory_estimate": needed.memory.total,
     }
     if best:
         results["eval_nll"] = best["eval_nll"]
