@@ -131,6 +131,23 @@ class ChatScreen(Screen[None]):
         """Whether a reply is under way."""
         return self._turn is not None
 
+    # Which session it is
+
+    def open_session(self, session: int) -> None:
+        """Show a session as it was left, and go on with it."""
+        info = self.conversation.open(session)
+        self._show_session(info.view.get("place"))
+
+    def _show_session(self, place: object = None) -> None:
+        """Show the conversation's messages.
+
+        Args:
+            place: what `Transcript.place` was.
+        """
+        known = isinstance(place, list | tuple) and len(place) == 2 and all(isinstance(part, int) for part in place)
+        self.transcript.show(self._turns(self.conversation.nodes), tuple(place) if known else None)  # type: ignore[arg-type]
+        self.refresh_bindings()
+
     # The engine's events
 
     async def _follow(self) -> None:
