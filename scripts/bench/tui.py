@@ -6,7 +6,7 @@
 
 start    from the command to a composer that shows what is typed, the model loading behind it
 keys     from a key to its character on the screen, while a recorded reply streams at 100 tokens/s
-growth   the screen's processor time a token, late in a reply of 8,000 tokens against early: in a block of code, a thought
+growth   processor time a token, late in a reply of 8,000 tokens against early: in a block of code, in a thought
 session  opening a conversation of 1,000 messages, its memory, and an update of a reply streaming into it
 speed    tokens/s with the screen against the engine alone, at about 100 and 300 tokens/s, interleaved
 """
@@ -100,7 +100,7 @@ def start(model: Path, rounds: int) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as home:
         for _ in range(rounds + 1):
             terminal = Terminal([sys.executable, "-m", "ftllm", "chat", str(model)], {"XDG_DATA_HOME": home})
-            terminal.wait("Write a message")
+            terminal.wait("rite a message")
             terminal.send("ß")
             terminal.wait("ß")
             times.append(time.perf_counter() - terminal.began)
@@ -293,10 +293,9 @@ def open_long(messages: int, rate: str, figures: Path) -> None:
     for number in range(messages):
         words = " ".join(WORDS * (2 + number % 9))
         text = f"**{number}** {words}\n\n- one\n- two{code if number % 6 == 1 else ''}"
-        role = "assistant" if number % 2 else "user"
-        after = add_message(
-            store, info.id, ChatMessage(role, text, thought=words if number % 4 == 1 else ""), after=after
-        ).id
+        thought = words if number % 4 == 1 else ""
+        message = ChatMessage("assistant" if number % 2 else "user", text, thought=thought)
+        after = add_message(store, info.id, message, after=after).id
     assert after == last_of(shown(store, info.id))
 
     inbox = Inbox()
