@@ -220,7 +220,8 @@ def keep_close(memory: Memory, device: Device) -> bool:
     """Where memory is short, have freed memory given back at once, so that the peak is the estimate; True if so.
 
     By default glibc keeps freed blocks of up to 32 MB, tensors among them, for later ones, which may double the peak.
-    Mapping each block of a megabyte or more by itself, and so giving it back, took a 100 M model on a CPU from 2.5 to 1.2 GB, and from 36 to 45 s.
+    Mapping each block of a megabyte or more by itself, and so giving it back, took a 100 M model on
+    a CPU from 2.5 to 1.2 GB, and from 36 to 45 s.
     """
     if device.kind != "cpu" or not memory.free or ROOM * memory.total <= memory.free:
         return False
