@@ -1,0 +1,282 @@
+"""The conversation on the screen, without its keys: messages go to the engine, its events to the transcript."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from textual import on
+from textual.app import ComposeResult
+from textual.containers import Container
+from textual.content import Content
+from textual.screen import Screen
+from textual.widgets import Footer, Static
+
+from ftllm.chat.events import AnyEvent, Done, Failed, Loaded
+from ftllm.chat.options import ChatOptions
+from ftllm.chat.remote import Target
+from ftllm.chat.store import Node, Store, find_session
+from ftllm.errors import UserError
+from tui.conversation import NO_REPLY, Conversation
+from tui.inbox import Inbox
+from tui.meter import Meter
+from tui.talker import Talker
+from tui.text import one_line
+from tui.thought import ThoughtMode
+from tui.turns import Remark, ReplyTurn, Turn, UserTurn, failure_text
+from tui.widgets.composer import Composer
+from tui.widgets.status import StatusLine
+from tui.widgets.transcript import EndMarker, Moved, Transcript
+
+CLOCK_SECONDS = 0.1
+"""How often the clock of a thought moves when nothing else does."""
+
+
+def rest_after(paint_seconds: float) -> float:
+    """How long not to paint: 20 paints a second; 10 after a slow one; never more than half of the time."""
+    return max(0.05 if paint_seconds <= 0.025 else 0.1, paint_seconds)
+
+
+class TalkScreen(Screen[None]):
+    """Transcript, composer and status line, over one conversation with one model.
+
+    Args:
+        talker: the engine, already told to load the model.
+        inbox: where the engine leaves its events.
+        store: where conversations are kept.
+        model: the model.
+        options: how it was loaded and how replies are made.
+        clock: seconds, for what is timed on the screen.
+    """
+
+    AUTO_FOCUS = "Composer"
+
+    def __init__(
+        self,
+        talker: Talker,
+        inbox: Inbox,
+        store: Store,
+        model: Target,
+        options: ChatOptions,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__()
+        self.conversation = Conversation(store, talker, model, options)
+        self._talker = talker
+        self._inbox = inbox
+        self._options = options
+        self._clock = clock
+        self._meter = Meter(model.stem)
+        self._mode: ThoughtMode = "auto" if options.show_thoughts else "closed"
+        self._loaded = False
+        self._load_failed = False
+        self._queue: list[str] = []
+        self._turn: ReplyTurn | None = None
+
+    def compose(self) -> ComposeResult:
+        with Container(id="view"):
+            yield Transcript(self.conversation.model.stem)
+            yield EndMarker()
+        yield Static(id="queue", markup=False)
+        with Container(id="writing"):
+            yield Composer()
+        yield StatusLine()
+        yield Footer(show_command_palette=False)
+
+    def on_mount(self) -> None:
+        """The composer has the focus at once, whatever the model is doing."""
+        self._show_queue()
+        self._show_figures()
+        self._go_on()
+        self.run_worker(self._follow(), name="follow")
+
+    def _go_on(self) -> None:
+        """Show the session that was asked for by name, in the way that was asked for."""
+        named = self._options.session
+        found = find_session(self.conversation.store, named) if named else None
+        if found is not None:
+            self.conversation.open(found.id)
+            self.conversation.system, self.conversation.options = self._options.system, self._options.reply
+            self.transcript.show(self._turns(self.conversation.nodes))
+
+    def on_unmount(self) -> None:
+        """Keep what there is."""
+        with suppress(UserError):
+            self.conversation.close()
+
+    @property
+    def transcript(self) -> Transcript:
+        """Where the conversation is shown."""
+        return self.query_one(Transcript)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a reply is under way."""
+        return self._turn is not None
+
+    # Which session it is
+
+    def open_session(self, session: int) -> None:
+        """Show a session as it was left, and go on with it."""
+        info = self.conversation.open(session)
+        self._show_session(info.view.get("place"))
+
+    def _show_session(self, place: object = None) -> None:
+        """Show the conversation's messages.
+
+        Args:
+            place: what `Transcript.place` was.
+        """
+        known = isinstance(place, list | tuple) and len(place) == 2 and all(isinstance(part, int) for part in place)
+        self.transcript.show(self._turns(self.conversation.nodes), tuple(place) if known else None)  # type: ignore[arg-type]
+        self.refresh_bindings()
+
+    # The engine's events
+
+    async def _follow(self) -> None:
+        """Take the engine's events as they come; paint what they change a few times a second."""
+        while True:
+            await self._inbox.wait(CLOCK_SECONDS if self._turn and self._turn.live_thought else None)
+            began = time.perf_counter()
+            for event in self._inbox.drain():
+                self._take(event)
+            if self._turn is not None:
+                self.transcript.redraw(self._turn)
+            self._show_figures()
+            await self._drawn()
+            await asyncio.sleep(rest_after(time.perf_counter() - began))
+
+    async def _drawn(self) -> None:
+        """Until the screen has been drawn."""
+        drawn = asyncio.Event()
+        if self.call_after_refresh(drawn.set):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(drawn.wait(), 1)
+
+    def _take(self, event: AnyEvent) -> None:
+        if event.reply == 0:
+            self._meter.take(event)
+            if isinstance(event, Loaded):
+                self._loaded, self._load_failed = True, False
+                self.conversation.model_hash = event.fingerprint
+                self._send_next()
+            elif isinstance(event, Failed):
+                self._load_failed = not self._loaded
+                self._remark(failure_text(event), failure=True)
+                self._return_queue()
+            return
+        try:
+            taken = self.conversation.take(event)
+        except UserError as error:
+            taken = True
+            self._tell(error)
+        if taken and self._turn is not None:
+            self._meter.take(event)
+            self._turn.take(event)
+            if isinstance(event, Done | Failed):
+                self._end_reply(event)
+
+    def _end_reply(self, event: Done | Failed) -> None:
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            self.transcript.redraw(turn)
+        self.refresh_bindings()
+        if isinstance(event, Done) and event.reason != "stopped":
+            self._send_next()
+        else:
+            self._return_queue()
+
+    # Sending
+
+    @on(Composer.Sent)
+    def _sent(self, event: Composer.Sent) -> None:
+        """Send the message, or keep it until the engine is free."""
+        self._queue.append(event.text)
+        if self._load_failed:
+            self._load_failed = False
+            self._load()
+        if self._loaded and not self.busy:
+            self._send_next()
+        self._show_queue()
+        self.transcript.to_end()
+
+    def _load(self) -> None:
+        try:
+            self._talker.load(self.conversation.model, self._options.load)
+        except UserError as error:
+            self._inbox.put(Failed(0.0, 0, error.message, error.hint, error.exit_code))
+
+    def _send_next(self) -> None:
+        """Send the first message of the queue, if there is one."""
+        if not self._queue or self.busy:
+            return
+        text = self._queue.pop(0)
+        self._show_queue()
+        before = len(self.conversation.nodes)
+        self._ask(lambda: self.conversation.ask(text))
+        if self.busy:
+            asked = self.conversation.nodes[before]
+            turn, self._turn = self._turn, self._turn
+            assert turn is not None
+            self.transcript.add(UserTurn(text, asked.id), turn)
+
+    def _ask(self, asking: Callable[[], object]) -> None:
+        """Ask the engine for a reply; what goes wrong is told."""
+        try:
+            asking()
+        except UserError as error:
+            if not self.conversation.busy:
+                self._tell(error)
+                return
+            self._inbox.put(Failed(0.0, NO_REPLY, error.message, error.hint, error.exit_code))
+        last = self.conversation.nodes[-1]
+        self._turn = ReplyTurn(
+            self._clock,
+            node=last.id,
+            branch=(last.branch, last.branches),
+            mode=self._mode,
+            budget=self.conversation.options.think_budget,
+        )
+        self._meter.asked()
+        self.refresh_bindings()
+
+    def _turns(self, nodes: list[Node]) -> list[Turn]:
+        turns: list[Turn] = []
+        for node in nodes:
+            if node.message.role == "user":
+                turns.append(UserTurn(node.message.content, node.id, (node.branch, node.branches)))
+            else:
+                turns.append(ReplyTurn.of(node, self._clock, self._mode))
+        return turns
+
+    def _return_queue(self) -> None:
+        """Messages that were not sent go back to the composer."""
+        if self._queue:
+            self.query_one(Composer).give_back("\n\n".join(self._queue))
+            self._queue.clear()
+        self._show_queue()
+
+    def _show_queue(self) -> None:
+        queue = self.query_one("#queue", Static)
+        queue.display = bool(self._queue)
+        if self._queue:
+            more = f" (and {len(self._queue) - 1} more)" if len(self._queue) > 1 else ""
+            queue.update(Content(f"Next: {one_line(self._queue[0], 60)}{more}"))
+
+    def _show_figures(self) -> None:
+        status = self.query_one(StatusLine)
+        if status.figures.state != self._meter.figures.state:
+            self.refresh_bindings()
+        status.figures = self._meter.figures
+
+    def _remark(self, text: str, *, failure: bool = False) -> None:
+        self.transcript.add(Remark(text, failure=failure))
+
+    def _tell(self, error: UserError) -> None:
+        self._remark("\n".join(filter(None, [error.message, error.hint])), failure=True)
+
+    @on(Moved)
+    def _show_marker(self) -> None:
+        self.query_one(EndMarker).display = not self.transcript.at_end
