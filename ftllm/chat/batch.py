@@ -19,7 +19,7 @@ from typing import Any
 from ftllm.chat.ask import error_of, reply_values
 from ftllm.chat.endpoint import Endpoint
 from ftllm.chat.events import AnyEvent, DoneReason, Failed, Loaded
-from ftllm.chat.options import ChatOptions, ReplyOptions
+from ftllm.chat.options import PARALLEL, ChatOptions, ReplyOptions
 from ftllm.chat.prompt import Prompt, build_prompt
 from ftllm.chat.remote import Remote, Target, parse_remote
 from ftllm.chat.session import Reply
@@ -36,7 +36,6 @@ from ftllm.llama.model import Model
 from ftllm.llama.text import TextStream, control_texts
 from ftllm.loops import LoopGuard
 
-PARALLEL = 16
 TIMINGS = ("thought_seconds", "tokens_per_second", "time_to_first_token")  # say nothing where answers share the machine
 FORM = (
     'give one {"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]} a line, with an "id" if you like'

@@ -11,6 +11,7 @@ from ftllm.errors import UserError
 ThinkMode = Literal["auto", "on", "off"]
 LoopMode = Literal["warn", "stop", "off"]
 Overflow = Literal["drop", "stop"]
+PARALLEL = 16  # questions of a batch answered together
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from ftllm.chat.options import ChatOptions, LoadSettings, LoopMode, ReplyOptions, ThinkMode, gpu_layers_of
+from ftllm.chat.options import PARALLEL, ChatOptions, LoadSettings, LoopMode, ReplyOptions, ThinkMode, gpu_layers_of
 from ftllm.chat.session import Reply
 from ftllm.cli.models import local
 from ftllm.errors import UserError, WorkError
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 Settings = TypeVar("Settings", LoadSettings, ReplyOptions)
-PARALLEL = 16
 
 
 def chat(

@@ -76,7 +76,7 @@ def show(findings: dict[str, Any], *, quiet: bool, verbose: bool) -> None:
     """The findings for a person: one line a subject, then what is wrong."""
     from rich.console import Console
 
-    from ftllm.export.preflight import human
+    from ftllm.files import human
 
     console = Console(highlight=False, soft_wrap=True, markup=False)
     llama, converter, room = findings["llama_cpp"], findings["converter"], findings["room"]

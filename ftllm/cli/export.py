@@ -136,7 +136,7 @@ def print_plan(result: ExportResult) -> None:
     from rich.table import Table
 
     from ftllm.export.pipeline import describe
-    from ftllm.export.preflight import human
+    from ftllm.files import human
 
     console = Console(highlight=False, soft_wrap=True)
     plan, room = result.plan, result.room

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ftllm.errors import UserError
+from ftllm.files import human
 from ftllm.progress import Reporter
 from ftllm.runs import DEFAULT_RUNS
 
@@ -109,9 +110,9 @@ def list_models(runs: Path, reporter: Reporter) -> None:
     for model in found:
         cells = [escape(visible(text)) for text in (model.name, model.origin, model.architecture, model.type)]
         if model.problem:
-            table.add_row(*cells, "", size(model.size), "", "[red]damaged[/red]")
+            table.add_row(*cells, "", human(model.size), "", "[red]damaged[/red]")
             continue
-        figures = (f"{model.bits_per_weight:.2f}", size(model.size), f"{model.context:,}" if model.context else "")
+        figures = (f"{model.bits_per_weight:.2f}", human(model.size), f"{model.context:,}" if model.context else "")
         table.add_row(*cells, *figures, "yes" if model.fits else "[yellow]no[/yellow]")
     console.print(table)
 
@@ -155,10 +156,10 @@ def print_facts(facts: dict[str, Any], *, everything: bool) -> None:
         "file": facts["path"],
         "kind": f"{facts['kind']}, {facts['architecture']}" + (f": {facts['name']}" if facts["name"] else ""),
         "type": ", ".join(part for part in (facts["type"], bits) if part),
-        "size": f"{size(facts['bytes'])}{shards}, {facts['parameters']:,} parameters",
+        "size": f"{human(facts['bytes'])}{shards}, {facts['parameters']:,} parameters",
         "context": f"{facts['context']:,} tokens" if facts["context"] else "",
         "tensors": ", ".join(
-            f"{entry['count']} {kind} ({size(entry['bytes'])})" for kind, entry in facts["tensors"].items()
+            f"{entry['count']} {kind} ({human(entry['bytes'])})" for kind, entry in facts["tensors"].items()
         ),
     }
     for label, text in rows.items():
@@ -245,7 +246,7 @@ def remove(name: str, reporter: Reporter) -> None:
     if reporter.json_lines:
         print(json.dumps({"removed": name, "bytes": freed}))
     else:
-        print(f"{size(freed)} freed")
+        print(f"{human(freed)} freed")
 
 
 def _reference(name: str) -> Reference:
@@ -255,15 +256,6 @@ def _reference(name: str) -> Reference:
     if reference is None:
         raise UserError(f"{name!r} is not a repository", "give one such as someone/model-GGUF:Q4_K_M")
     return reference
-
-
-def size(count: float) -> str:
-    """`3.2 MB`: decimal units, as disks and the Hub count."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def local(named: str | None, runs: Path, reporter: Reporter, *, offline: bool = False) -> str | None:

@@ -13,10 +13,11 @@ from ftllm import runs
 from ftllm.errors import WorkError
 from ftllm.export import fetch, importance, preflight, provenance, quants, source, targets
 from ftllm.export.lora import read_adapter
-from ftllm.export.preflight import Room, human
+from ftllm.export.preflight import Room
 from ftllm.export.source import Source
 from ftllm.export.targets import Target
 from ftllm.export.work import Work, Written, in_background
+from ftllm.files import human
 from ftllm.progress import Reporter
 
 Verify = Literal["quick", "none"]

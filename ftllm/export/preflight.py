@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ftllm.errors import UserError, WorkError
-from ftllm.files import disk_free
+from ftllm.files import disk_free, human
 
 PROCESS = 700 << 20  # Python with torch and transformers
 CHUNKS = 256 << 20  # chunks in flight
@@ -108,12 +108,3 @@ def _physical() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
         return None
-
-
-def human(size: float) -> str:
-    """`3.2 MB`: decimal units, as disks and the Hub count."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"

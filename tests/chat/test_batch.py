@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_command import ROOT, chat
 
 from ftllm.chat import batch
 from ftllm.chat.batch import Journal, Result, answer_all, read_questions
 from ftllm.chat.options import ChatOptions, LoadSettings, ReplyOptions
 from ftllm.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 QUESTIONS = ["T", "L", "Q", "P", "U", "E", "T", "Q"]
 ANSWERS = [
     ("Let me see.", "It is 42."),
@@ -45,17 +45,6 @@ def answers(path: Path, model: Path, options: ChatOptions, journals: Path, paral
     answer_all(rows, model, options, journal, lambda _number, result: results.append(result), parallel=parallel)
     journal.close(remove=True)
     return results
-
-
-def chat(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ftllm", "chat", *map(str, arguments)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=300,
-    )
 
 
 @pytest.mark.parametrize("parallel", [1, 3])

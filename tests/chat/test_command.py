@@ -13,8 +13,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from chat_command import ROOT
+from chat_command import chat_bytes as chat
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 STATUS = re.compile(r"\r\x1b\[K(\x1b\[2m[^\x1b]*\x1b\[0m)?")  # "loading 40%", drawn and erased on slow machines
 KEYS = [
     "answer",
@@ -28,21 +29,6 @@ KEYS = [
     "stop_reason",
     "model",
 ]
-
-
-def chat(
-    *arguments: str | Path, given: str | bytes | None = None, cwd: Path = ROOT
-) -> subprocess.CompletedProcess[bytes]:
-    """Run it with `given` piped in, or with an input that is empty."""
-    data = given.encode() if isinstance(given, str) else given
-    return subprocess.run(
-        [sys.executable, "-m", "ftllm", "chat", *map(str, arguments)],
-        input=data or b"",
-        capture_output=True,
-        cwd=cwd,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
 
 
 def on_terminal(*arguments: str | Path, out: bool = True, **environment: str) -> tuple[str, str]:

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from chat_command import ROOT, chat
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "llama"))
 
-from tiny_gemma import write_gemma  # noqa: E402
-from tiny_vision import POSITIONS, write_png, write_projector  # noqa: E402
+from tiny_gemma import write_gemma
+from tiny_vision import POSITIONS, write_png, write_projector
 
-from ftllm.chat.memory import Memory  # noqa: E402
-from ftllm.chat.options import ReplyOptions  # noqa: E402
-from ftllm.chat.prompt import build_prompt  # noqa: E402
-from ftllm.chat.wire import request_body  # noqa: E402
-from ftllm.llama.context import Context  # noqa: E402
-from ftllm.llama.model import Model  # noqa: E402
+from ftllm.chat.memory import Memory
+from ftllm.chat.options import ReplyOptions
+from ftllm.chat.prompt import build_prompt
+from ftllm.chat.wire import request_body
+from ftllm.llama.context import Context
+from ftllm.llama.model import Model
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +31,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_png(place / "red.png", (255, 0, 0))
     write_png(place / "blue.png", (0, 0, 255))
     return place
-
-
-def chat(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ftllm", "chat", *map(str, arguments)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=300,
-    )
 
 
 def test_an_image_takes_its_positions_and_changes_the_answer(place: Path) -> None:

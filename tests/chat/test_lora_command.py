@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
+from chat_command import chat
 
 from ftllm.chat import store as chats
 from ftllm.llama.model import Model
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-
-
-def chat(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ftllm", "chat", *map(str, arguments)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=300,
-    )
 
 
 def write_lora(path: Path, model: Path, first: str, following: str) -> Path:

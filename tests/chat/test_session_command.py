@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from chat_command import ROOT, chat
 
 from ftllm.chat import store as chats
 from ftllm.chat.store import Node
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 FILE = Path("ftllm") / "chats.db"
 
 Chat = Callable[..., subprocess.CompletedProcess[str]]
@@ -26,18 +26,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The user's data directory."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
-
-
-def chat(*arguments: str | Path, given: str = "", cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ftllm", "chat", *map(str, arguments)],
-        input=given,
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
 
 
 def shown(home: Path, session: int = 1) -> list[Node]:
