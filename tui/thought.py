@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
 from textual.strip import Strip
 
+from ftllm.chat.options import ThoughtMode
 from ftllm.chat.session import thought_title
 from tui.look import Page
 from tui.markdown import parse, render
@@ -19,9 +19,6 @@ TAIL_LINES = 12
 RECENT_CHARACTERS = 8000
 """Enough for `TAIL_LINES` of any terminal, so that a paint costs the same however long the thought has become."""
 BAR_CELLS = 16
-
-ThoughtMode = Literal["auto", "open", "closed", "hidden"]
-"""`auto`: open while it lasts; `open`: and afterwards; `closed`: neither; `hidden`: only the clock, while it lasts."""
 
 
 class Thought:

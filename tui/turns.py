@@ -21,13 +21,14 @@ from ftllm.chat.events import (
     ThinkStart,
     TurnsDropped,
 )
+from ftllm.chat.options import ThoughtMode
 from ftllm.chat.session import thought_title
 from ftllm.chat.store import Node
 from tui.growing import GrowingProse
 from tui.look import Page
 from tui.markdown import CodeBlock, code_blocks, parse, render
 from tui.text import counted, harmless
-from tui.thought import Thought, ThoughtMode, estimate
+from tui.thought import Thought, estimate
 
 LOG_LINES = 5
 

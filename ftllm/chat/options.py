@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ftllm.errors import UserError
+
+if TYPE_CHECKING:
+    from ftllm.chat.defaults import Defaults
 
 ThinkMode = Literal["auto", "on", "off"]
 LoopMode = Literal["warn", "stop", "off"]
 Overflow = Literal["drop", "stop"]
 PARALLEL = 16  # questions of a batch answered together
+ThoughtMode = Literal["auto", "open", "closed", "hidden"]
+"""`auto`: open while it lasts; `open`: and afterwards; `closed`: neither; `hidden`: only the clock, while it lasts."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class ChatOptions:
     system: str | None = None
     show_thoughts: bool = True
     images: tuple[str, ...] = ()  # files shown with the first message
+    defaults: Defaults | None = None  # the settings file, which the screen offers and changes
     session: str | None = None  # title, number or uid of the session to go on with, or the title of a new one
 
 

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from ftllm.chat.defaults import default_path, read_defaults
 from ftllm.chat.options import PARALLEL, ChatOptions, LoadSettings, LoopMode, ReplyOptions, ThinkMode, gpu_layers_of
 from ftllm.chat.session import Reply
+from ftllm.chat.settings import reply_options
 from ftllm.cli.models import local
 from ftllm.errors import UserError, WorkError
 from ftllm.progress import Reporter
@@ -111,7 +113,8 @@ def chat(
     """Talk to a model in this terminal.
 
     With -p, or when standard input is a pipe, it prints the answer to standard output and exits; the thought goes,
-    dimmed, to standard error. Sampling is what the GGUF recommends, else temperature 0.7, top-p 0.95, min-p 0.05.
+    dimmed, to standard error. Sampling is what the GGUF recommends, else temperature 0.7, top-p 0.95, min-p 0.05;
+    chat.toml in your configuration directory holds defaults of your own, which the screen writes too.
 
     \b
     Examples:
@@ -125,13 +128,16 @@ def chat(
       ftllm chat my-run --batch questions.jsonl > answers.jsonl
       ftllm chat http://gpu-box:8000/v1 --model Qwen3-32B
     """
+    given, defaults = _given(context), read_defaults(default_path())
+    said = ReplyOptions(
+        max_tokens=max_tokens, think=think, think_budget=think_budget, loops=loops, temperature=temp, seed=seed
+    )
     options = ChatOptions(
         load=LoadSettings(n_ctx=ctx, gpu_layers=gpu_layers_of(gpu_layers), adapters=_adapters(lora or [])),
-        reply=ReplyOptions(
-            max_tokens=max_tokens, think=think, think_budget=think_budget, loops=loops, temperature=temp, seed=seed
-        ),
-        system=_system(system),
+        reply=_changed(reply_options(defaults.values), said, given, temperature="temp"),
+        system=_system(system) if "system" in given else defaults.system,
         show_thoughts=show_thoughts and not quiet,
+        defaults=defaults,
         session=session,
         images=tuple(str(path.expanduser().resolve()) for path in image or []),
     )
@@ -157,7 +163,7 @@ def chat(
                 print(f"warning: {store.recovered}", file=sys.stderr)
             kept = Kept(store, session)
             if kept.info is not None:
-                options = _as_before(kept.info, options, _given(context))
+                options = _as_before(kept.info, options, given)
                 model = model or kept.info.model or None
         model = local(model, runs, Reporter(quiet=quiet or json_output, verbose=verbose))
         if asked:

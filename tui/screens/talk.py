@@ -15,7 +15,7 @@ from textual.screen import Screen
 from textual.widgets import Footer, Static
 
 from ftllm.chat.events import AnyEvent, Done, Failed, Loaded
-from ftllm.chat.options import ChatOptions
+from ftllm.chat.options import ChatOptions, ThoughtMode
 from ftllm.chat.remote import Target
 from ftllm.chat.store import Node, Store, find_session
 from ftllm.errors import UserError
@@ -24,7 +24,6 @@ from tui.inbox import Inbox
 from tui.meter import Meter
 from tui.talker import Talker
 from tui.text import one_line
-from tui.thought import ThoughtMode
 from tui.turns import Remark, ReplyTurn, Turn, UserTurn, failure_text
 from tui.widgets.composer import Composer
 from tui.widgets.status import StatusLine

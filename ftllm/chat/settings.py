@@ -1,0 +1,134 @@
+"""What a person can set about a chat: one table, read by the settings file, the settings screen and its commands."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TypeAlias, get_args
+
+from ftllm.chat.options import LoopMode, Overflow, ReplyOptions, ThinkMode, ThoughtMode
+from ftllm.errors import UserError
+
+Value: TypeAlias = str | int | float | None
+Values: TypeAlias = Mapping[str, Value]
+"""Settings by name."""
+
+UNSET_WORDS = ("", "default", "none")
+MANY = 2**31 - 1  # tokens: what llama.cpp counts in
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One of them.
+
+    Attributes:
+        name: its key in the settings file; a field of `ReplyOptions`, but for `system`, `thoughts` and `theme`.
+        label: what the screen calls it.
+        command: what it is called after a slash.
+        help: what it does, on one line.
+        kind: of its values.
+        low, high: bounds of a number, themselves allowed.
+        choices: the only values allowed, where there are few.
+        unset: how to say that it is left to someone else (None); empty where it cannot be.
+    """
+
+    name: str
+    label: str
+    command: str
+    help: str
+    kind: type[str] | type[int] | type[float] = str
+    low: float = 0
+    high: float = math.inf
+    choices: tuple[str, ...] = ()
+    unset: str = ""
+
+    @property
+    def rule(self) -> str:
+        """What its values are, in words."""
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        if self.kind is str:
+            return "a text"
+        noun = "a whole number" if self.kind is int else "a number"
+        return f"{noun} from {self.low:g}" + (f" to {self.high:g}" if self.high < MANY else "")
+
+    def check(self, value: object) -> Value:
+        """A value as the settings file has it.
+
+        Raises:
+            UserError: it is none.
+        """
+        if self.kind is str and isinstance(value, str) and (not self.choices or value in self.choices):
+            return value
+        number = isinstance(value, int | self.kind) and not isinstance(value, bool | str)
+        if self.kind is not str and number and self.low <= value <= self.high:  # type: ignore[operator]  # a NaN is not
+            return float(value) if self.kind is float else value  # type: ignore[arg-type, return-value]
+        raise UserError(f"{self.name}: {self.rule}, not {_shown(value)}")
+
+    def parse(self, text: str) -> Value:
+        """A value as a person types it.
+
+        Raises:
+            UserError: it is none.
+        """
+        text = text.strip()
+        rule = f"{self.rule}, or {self.unset}" if self.unset else self.rule
+        if self.name == "system":
+            return text or None
+        if self.unset and text.lower() in (*UNSET_WORDS, self.unset):
+            return None
+        try:
+            return self.check(self.kind(text) if self.kind is not str else text.lower() if self.choices else text)
+        except (ValueError, UserError):
+            raise UserError(f"{self.label}: {rule}, not {_shown(text)}") from None
+
+    def show(self, value: Value) -> str:
+        """A value as a person types it."""
+        return self.unset if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+SYSTEM = Setting("system", "System prompt", "system", "What the model is told before the conversation")
+REPLY_SETTINGS = (
+    Setting("temperature", "Temperature", "temp", "0 takes the likeliest token", float, 0, 5, unset="model"),
+    Setting("top_p", "Top-p", "top-p", "Keep the likeliest tokens that make up this share", float, 0, 1, unset="model"),
+    Setting("min_p", "Min-p", "min-p", "Drop tokens below this share of the likeliest", float, 0, 1, unset="model"),
+    Setting("top_k", "Top-k", "top-k", "Keep so many of the likeliest tokens; 0: all", int, 0, MANY, unset="model"),
+    Setting(
+        "repeat_penalty",
+        "Repeat penalty",
+        "penalty",
+        "Above 1: repeats recent tokens less",
+        float,
+        0.1,
+        5,
+        unset="model",
+    ),
+    Setting("seed", "Seed", "seed", "The same seed, the same reply", int, 0, 2**32 - 1, unset="random"),
+    Setting("max_tokens", "Max tokens", "max-tokens", "Tokens of a reply at most, thoughts included", int, 1, MANY),
+    Setting("think", "Thinking", "think", "Let the model choose, or not", choices=get_args(ThinkMode)),
+    Setting("think_budget", "Think budget", "budget", "Tokens of thought at most", int, 0, MANY, unset="none"),
+    Setting("loops", "Loop guard", "loops", "When it goes in circles", choices=get_args(LoopMode)),
+    Setting("overflow", "Full context", "overflow", "Drop the oldest turns, or stop", choices=get_args(Overflow)),
+)
+THOUGHTS = Setting("thoughts", "Thoughts are", "thoughts", "How thoughts are shown", choices=get_args(ThoughtMode))
+THEME = Setting("theme", "Theme", "theme", "The colours of the screen")
+SETTINGS = (SYSTEM, *REPLY_SETTINGS, THOUGHTS, THEME)
+BY_NAME = {setting.name: setting for setting in SETTINGS}
+OF_REPLIES = tuple(setting.name for setting in REPLY_SETTINGS)
+
+
+def values_of(system: str | None, options: ReplyOptions) -> dict[str, Value]:
+    """How a conversation goes on, as settings."""
+    return {"system": system, **{name: getattr(options, name) for name in OF_REPLIES}}
+
+
+def reply_options(values: Values, options: ReplyOptions | None = None) -> ReplyOptions:
+    """`options` with the settings that `values` holds."""
+    given = {name: value for name, value in values.items() if name in OF_REPLIES}
+    return replace(options or ReplyOptions(), **given)  # type: ignore[arg-type]
+
+
+def _shown(value: object) -> str:
+    text = f'"{value}"' if isinstance(value, str) else f"{value}".lower() if isinstance(value, bool) else f"{value}"
+    return text if len(text) <= 40 else text[:39] + "…"
