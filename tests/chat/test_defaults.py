@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from chat_command import chat
 
 from ftllm.chat.defaults import Defaults, parse_defaults, read_defaults, write_preset, write_values
 from ftllm.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
 FILE = Path("/home/someone/.config/ftllm/chat.toml")
 
 
@@ -107,25 +104,15 @@ def test_a_file_that_is_wrong_is_not_overwritten(tmp_path: Path) -> None:
     assert path.read_text() == "temperature = warm\n"
 
 
-def chat(home: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ftllm", "chat", *map(str, arguments)],
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        timeout=120,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": str(home)},
-    )
-
-
-def test_the_command_line_wins(tmp_path: Path, scripted: Path) -> None:
+def test_the_command_line_wins(tmp_path: Path, scripted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     path = tmp_path / "ftllm" / "chat.toml"
     write_values(path, {"max_tokens": 5, "temperature": 0.0})
-    cut = chat(tmp_path, scripted, "-p", "L")
+    cut = chat(scripted, "-p", "L")
     assert "cut after 5 tokens" in cut.stderr
-    assert "cut after 7 tokens" in chat(tmp_path, scripted, "-p", "L", "--max-tokens", "7").stderr
+    assert "cut after 7 tokens" in chat(scripted, "-p", "L", "--max-tokens", "7").stderr
     path.write_text("max_tokens = 5\ntop_p = 95\n")
-    wrong = chat(tmp_path, scripted, "-p", "L")
+    wrong = chat(scripted, "-p", "L")
     assert wrong.returncode == 2
     assert wrong.stderr == (
         f"error: {path}:2: top_p: a number from 0 to 1, not 95\nhint: correct that line, or remove it\n"
