@@ -202,9 +202,13 @@ def _link(link: dict[str, Any]) -> str:
         where = f"{link['repo']}@{link['revision']}" if link.get("repo") else link.get("path")
         return f"base model, {where}"
     parts = [
-        str(link.get("stage") or ""),
+        f"stage {link['stage']}" if link.get("stage") else "",
         f"preset {link['preset']}" if link.get("preset") else "",
         link["status"] or "",
+        "trained again since" if link.get("changed") else "",
+        {"same": "its adapter trained on", "merge": "its adapter kept, a new one beside it"}.get(
+            str(link.get("continued_with")), ""
+        ),
     ]
     if link.get("steps"):
         parts.append(f"{link['steps']} steps")

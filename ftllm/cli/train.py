@@ -24,6 +24,12 @@ def train_verb(
         list[str] | None,
         typer.Option("--data", metavar="PATH|REPO[=WEIGHT]", help="What to train on; may repeat; see below."),
     ] = None,
+    stage: Annotated[
+        str | None, typer.Option("--stage", metavar="ft|sft", help="sft comes after ft; it has the preset sft.")
+    ] = None,
+    from_run: Annotated[
+        str | None, typer.Option("--from", metavar="RUN", help="Go on from that run's adapter, on its base.")
+    ] = None,
     preset: Annotated[
         str | None, typer.Option("--preset", metavar="ft|seed|sft", help="ft unless given; see below.")
     ] = None,
@@ -64,17 +70,19 @@ def train_verb(
       ftllm train models/nano/ft.yaml
       ftllm train --model models/nano --data mine.jsonl --eval 5% --set learning_rate=1e-3
       ftllm train --model org/name --data org/set:train --data mine.parquet=2 --preset sft --name control
+      ftllm train --stage sft --from gemma-ft --data style.jsonl --name gemma-sft
       ftllm train --resume
     """
     from ftllm.progress import Reporter
 
     reporter = Reporter(json_lines=json_output, quiet=quiet, verbose=verbose)
-    options = {"model": model, "data": data, "preset": preset, "backend": backend, "eval": held_out}
+    options = {"model": model, "data": data, "stage": stage, "from_run": from_run, "preset": preset,
+               "backend": backend, "eval": held_out}  # fmt: skip
     if resume:
-        given = [f"--{option}" for option, value in options.items() if value] + ["--set"] * bool(assignments)
+        given = [_option(option) for option, value in options.items() if value] + ["--set"] * bool(assignments)
         _finish(_resumed(given, config, name, runs, reporter, offline=offline), reporter)
         return
-    resolved = _resolved(config, options, assignments or [])
+    resolved = _resolved(config, options, assignments or [], runs)
     if print_config:
         from ftllm.train.config import to_yaml
 
@@ -89,17 +97,23 @@ def train_verb(
         _finish(train(resolved, reporter, runs=runs, name=name, offline=offline), reporter)
 
 
-def _resolved(config: Path | None, options: Mapping[str, object], assignments: list[str]) -> TrainConfig:
+def _option(key: str) -> str:
+    """The option that gives a key."""
+    return "--" + key.removesuffix("_run")
+
+
+def _resolved(config: Path | None, options: Mapping[str, object], assignments: list[str], runs: Path) -> TrainConfig:
     from ftllm.train.config import rebased, resolve
+    from ftllm.train.lineage import with_parent
     from ftllm.train.settings import Setting, read_assignment, read_yaml
 
     layers: list[Settings] = []
     if config is not None:
         layers.append(rebased(read_yaml(config), config.resolve().parent))
-    named = {key: Setting(value, f"--{key}") for key, value in options.items() if value}
+    named = {key: Setting(value, _option(key)) for key, value in options.items() if value}
     layers.append(rebased(named, Path.cwd()))
     layers.append(rebased(dict(map(read_assignment, assignments)), Path.cwd()))
-    return resolve(layers)
+    return resolve(with_parent(layers, runs))
 
 
 def _resumed(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ftllm import catalogue
+from ftllm.files import sha256_file
 from ftllm.hub.facts import mapping
 from ftllm.llama.header import Header, LongArray, array_items, read_header
 from ftllm.runs import Run, find
@@ -69,55 +70,52 @@ def special_tokens(header: Header) -> list[dict[str, Any]]:
 def lineage(run: Run, runs_root: Path) -> list[dict[str, Any]]:
     """Where a run comes from, itself first: each run it was trained from, at last the base model.
 
+    What is no longer there is told from what its successor recorded of it.
+
     Raises:
         UserError: a manifest in the chain is damaged.
     """
-    chain: list[dict[str, Any]] = []
-    at: Run | None = run
-    while at is not None and at.name not in {link["name"] for link in chain}:
-        manifest = at.read_manifest()
-        config, results = mapping(manifest.get("config")), mapping(manifest.get("results"))
-        chain.append(
-            {
-                "kind": "run",
-                "name": at.name,
-                "status": manifest.get("status"),
-                "started": manifest.get("started"),
-                "preset": config.get("preset"),
-                "stage": config.get("stage"),
-                "steps": results.get("steps"),
-                "train_loss": results.get("train_loss"),
-                "eval_before": results.get("eval_before"),
-                "eval_nll": results.get("eval_nll"),
-                "data": [
-                    str(file.get("repo") or Path(str(file.get("path", ""))).name)
-                    for file in manifest.get("data") or []
-                    if isinstance(file, dict) and file.get("use") != "eval"
-                ],
-                "files": sorted(path.name for path in at.gguf.glob("*.gguf")),
-            }
-        )
-        base = mapping(manifest.get("base"))
-        parent = _parent(manifest)
-        at = find(parent, runs_root) if parent else None
-        if at is None:
-            if parent:
-                chain.append({"kind": "run", "name": parent, "status": "not here"})
-            named = {key: base.get(key) for key in ("repo", "revision", "path")}
-            chain.append({"kind": "base", "name": base.get("repo") or Path(str(base.get("path", ""))).name, **named})
-    return chain
+    manifest = run.read_manifest()
+    base = mapping(manifest.get("base"))
+    chain = [_run_link(run, manifest)]
+    seen = {run.path}
+    while record := mapping(manifest.get("from")):
+        parent = find(str(record.get("path")), runs_root) or find(str(record.get("run")), runs_root)
+        link = {"kind": "run", "name": record.get("run"), "status": "not here"}
+        link |= {key: record.get(key) for key in ("stage", "preset", "steps")}
+        manifest = record
+        if parent is not None and parent.path not in seen:
+            seen.add(parent.path)
+            manifest = parent.read_manifest()
+            link = _run_link(parent, manifest)
+            weights = parent.adapter / "adapter_model.safetensors"
+            link["changed"] = not weights.is_file() or sha256_file(weights) != record.get("sha256")
+        chain.append({**link, "continued_with": record.get("adapter")})
+    named = {key: base.get(key) for key in ("repo", "revision", "path")}
+    return [*chain, {"kind": "base", "name": base.get("repo") or Path(str(base.get("path", ""))).name, **named}]
 
 
-def _parent(manifest: dict[str, Any]) -> str | None:
-    """The run that this one went on from, as training records it."""
-    for value in (manifest.get("from"), manifest.get("parent"), manifest.get("lineage")):
-        while isinstance(value, list) and value:
-            value = value[0]
-        if isinstance(value, dict):
-            value = value.get("path") or value.get("run") or value.get("name")
-        if isinstance(value, str) and value:
-            return value
-    return None
+def _run_link(run: Run, manifest: dict[str, Any]) -> dict[str, Any]:
+    """What a lineage says of a run."""
+    config, results = mapping(manifest.get("config")), mapping(manifest.get("results"))
+    return {
+        "kind": "run",
+        "name": run.name,
+        "status": manifest.get("status"),
+        "started": manifest.get("started"),
+        "preset": config.get("preset"),
+        "stage": config.get("stage"),
+        "steps": results.get("steps"),
+        "train_loss": results.get("train_loss"),
+        "eval_before": results.get("eval_before"),
+        "eval_nll": results.get("eval_nll"),
+        "data": [
+            str(file.get("repo") or Path(str(file.get("path", ""))).name)
+            for file in manifest.get("data") or []
+            if isinstance(file, dict) and file.get("use") != "eval"
+        ],
+        "files": sorted(path.name for path in run.gguf.glob("*.gguf")),
+    }
 
 
 def _plain(value: Any) -> Any:

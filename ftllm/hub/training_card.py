@@ -34,7 +34,7 @@ def did_it_work(facts: Facts) -> str:
             f"On {held} held-out conversations ({tokens} assistant tokens), before and after training, in "
             f"transformers:{worse}\n\n"
             + table(
-                ["", "base", "trained", "change"],
+                ["", "before" if facts.manifest.get("from") else "base", "trained", "change"],
                 [
                     [
                         "negative log-likelihood per assistant token, nats",
@@ -75,6 +75,7 @@ def how_trained(facts: Facts) -> str:
     rows = [
         ["method", f"{method(facts) or config.get('preset')} ({PAPER})" if _noised(facts) else method(facts)],
         ["preset", code(str(config.get("preset")))],
+        ["stages before", _stages_before(manifest)],
         ["noise", noise(facts)],
         ["loss on", {"assistant": "the assistant's turns only"}.get(str(config.get("loss")), f"{config.get('loss')}")],
         [
@@ -101,6 +102,16 @@ def how_trained(facts: Facts) -> str:
         ["with", _with(manifest)],
     ]
     return table(["", ""], [row for row in rows if row[1]])
+
+
+def _stages_before(manifest: dict[str, Any]) -> str:
+    """The trainings that this one went on from, the last first; empty where it began with the base."""
+    found = []
+    while manifest := mapping(manifest.get("from")):
+        kept = f"whose adapter of rank {manifest.get('rank')} is kept and stacked with the new one"
+        how = kept if manifest.get("adapter") == "merge" else "whose adapter is trained on"
+        found.append(f"{code(str(manifest.get('preset')))} ({manifest.get('steps')} steps), {how}")
+    return "; ".join(found)
 
 
 def noise(facts: Facts) -> str:

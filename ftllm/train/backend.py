@@ -207,7 +207,7 @@ def linear_layers(model: Any) -> list[LinearLayer]:
     import torch
 
     return [
-        LinearLayer(name, _part(name), module.in_features, module.out_features)
+        LinearLayer(name, part_of(name), module.in_features, module.out_features)
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear)
     ]
@@ -237,7 +237,7 @@ def lora_targets(model: Any, parts: Sequence[str]) -> list[str] | str:
     return "|".join(re.escape(pattern).replace("<n>", r"\.\d+\.") for pattern in patterns)
 
 
-def _part(name: str) -> str | None:
+def part_of(name: str) -> str | None:
     """`attention` or `mlp` for a module of a language layer; None for any other."""
     layer = LAYER.search(name)
     if layer is None or OTHER_SENSES.search(name) or name.endswith(ROUTERS):

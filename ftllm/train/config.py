@@ -121,6 +121,17 @@ class TrainConfig(Group):
     )
     samples: int = Field(default=3, ge=0, description="answers shown before and after training")
     sample_tokens: int = Field(default=256, ge=1, description="longest of those answers")
+    stage: Literal["ft", "sft"] = Field(
+        default="ft", description="ft, or sft, which comes after it and takes the preset sft unless one is given"
+    )
+    from_run: str | None = Field(
+        default=None, description="the run that this one goes on from: its directory or name; its base is taken"
+    )
+    from_adapter: Literal["same", "merge"] = Field(
+        default="same",
+        description="same goes on training the adapter of from_run; merge keeps it, as if merged into the base, and "
+        "trains a new one: both come out as one adapter for that base",
+    )
     preset: Preset = Field(default="ft", description="where the values below come from unless given: ft, seed or sft")
     backend: Backend = Field(
         default="auto", description="auto takes unsloth on a CUDA GPU where it is installed, else hf"
@@ -205,15 +216,29 @@ def resolve(layers: Sequence[Settings]) -> TrainConfig:
     given: Settings = {}
     for layer in layers:
         check_keys(layer, keys())
-        if "preset" in layer:
-            preset = layer["preset"]
+        preset, stage = layer.get("preset"), layer.get("stage")
+        if preset is None and stage is not None and stage.value != _stage_of(given.get("preset")):
+            preset = given["preset"] = stage  # each stage has a preset of its name
+        if preset is not None:
+            given["stage"] = Setting(_stage_of(preset), preset.place)
             chosen = PRESETS.get(preset.value, {}) if isinstance(preset.value, str) else {}
             given.update({key: Setting(value, preset.place) for key, value in chosen.items()})
         given.update(layer)
     try:
-        return TrainConfig.model_validate(nested({key: setting.value for key, setting in given.items()}))
+        config = TrainConfig.model_validate(nested({key: setting.value for key, setting in given.items()}))
     except ValidationError as error:
         raise _refusal(error, given) from None
+    if config.stage != _stage_of(given.get("preset")):
+        raise UserError(
+            f"{given['stage'].place}: stage {config.stage} and preset {config.preset} exclude each other",
+            "the stage ft has the presets ft and seed, the stage sft has sft",
+        )
+    return config
+
+
+def _stage_of(preset: Setting | None) -> str:
+    """The stage that a preset belongs to."""
+    return "sft" if preset is not None and preset.value == "sft" else "ft"
 
 
 def _refusal(error: ValidationError, given: Mapping[str, Setting]) -> UserError:
@@ -289,7 +314,7 @@ def rebased(settings: Settings, directory: Path) -> Settings:
 
 
 def _rebased(key: str, setting: Setting, directory: Path) -> Setting:
-    if key not in ("model", "data", "eval"):
+    if key not in ("model", "data", "eval", "from_run"):
         return setting
     value = setting.value
     if isinstance(value, list):
@@ -298,9 +323,12 @@ def _rebased(key: str, setting: Setting, directory: Path) -> Setting:
 
 
 def _absolute(key: str, value: Any, directory: Path) -> Any:
-    """A path made absolute; a Hub repository, a share or anything else as it is."""
+    """A path made absolute; a Hub repository, a run's name, a share or anything else as it is."""
     if not isinstance(value, str) or not value:
         return value
+    if key == "from_run":
+        path = directory / Path(value).expanduser()
+        return str(path.resolve()) if path.is_dir() else value
     if key == "model":
         path = directory / Path(value).expanduser()
         return value if not path.exists() and is_repository(value) else str(path.resolve())

@@ -25,9 +25,14 @@ def announce(run: Run, prepared: Prepared, manifest: dict[str, Any], step: int, 
         + (f", {held} held out" if held else "")
     )
     reporter.say(
-        f"preset {config.preset}, {prepared.steps} steps on {device.kind} in {device.precision}, "
+        f"stage {config.stage}, preset {config.preset}, {prepared.steps} steps on {device.kind} in {device.precision}, "
         f"{trainable / 1e6:.2f} M trainable parameters, backend {prepared.backend} ({prepared.reason})"
     )
+    if prepared.parent:
+        how = "kept, with a new one beside it" if prepared.parent.kept else "trained on"
+        reporter.say(
+            f"going on from {prepared.parent.run.name}, whose adapter of rank {prepared.parent.lora.rank} is {how}"
+        )
     if plan.units_of_text:
         reporter.say(f"noise moves {plan.share_moved:.1%} of the user turns' {plan.units_of_text} units")
     for warning in warnings_of(prepared):

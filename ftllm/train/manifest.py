@@ -6,19 +6,27 @@ from typing import Any
 
 from ftllm.errors import UserError
 from ftllm.runs import Run, environment, now
-from ftllm.train import backend
+from ftllm.train import backend, lineage
 from ftllm.train.prepare import Prepared
 
 
 def first(run: Run, prepared: Prepared) -> dict[str, Any]:
-    """What is known before training; written when the weights are loaded."""
-    plan, device = prepared.plan, prepared.device
+    """What is known before training; written when the weights are loaded.
+
+    Raises:
+        UserError: the parent's adapter was trained on another base.
+    """
+    plan, device, parent = prepared.plan, prepared.device, prepared.parent
+    found = prepared.base.record()
+    if parent is not None:
+        lineage.require_same_base(parent, prepared.base, found["files"])
     return {
         "status": "running",
         "name": run.name,
         "started": now(),
         "finished": None,
-        "base": prepared.base.record(),
+        "base": found,
+        "from": parent.record() if parent else None,
         "data": list(prepared.corpus.files),
         "config": prepared.decided.model_dump(mode="json"),
         "seed": prepared.config.seed,

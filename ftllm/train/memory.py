@@ -96,7 +96,7 @@ def model_of(prepared: Prepared) -> Model:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = prepared.config.lora
+    config = prepared.lora
     architecture = AutoConfig.from_pretrained(str(prepared.base.path), local_files_only=True)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)

@@ -12,8 +12,9 @@ from typing import Any
 from ftllm.progress import Reporter, Task
 from ftllm.render import Row
 from ftllm.train import backend as backends
+from ftllm.train import lineage
 from ftllm.train.base import Base
-from ftllm.train.config import TrainConfig
+from ftllm.train.config import LoraConfig, TrainConfig
 from ftllm.train.corpus import Corpus
 from ftllm.train.data import Plan, Rows
 from ftllm.vocabulary import DirectoryVocabulary
@@ -53,6 +54,12 @@ class Prepared:
     backend: backends.BackendName
     reason: str
     device: backends.Device
+    parent: lineage.Parent | None = None
+
+    @property
+    def lora(self) -> LoraConfig:
+        """The shape of the adapter that comes out: with what of the parent's is kept."""
+        return self.parent.lora_with(self.config.lora) if self.parent else self.config.lora
 
     @property
     def tokenizer(self) -> Any:
@@ -64,6 +71,7 @@ class Prepared:
         """The configuration with nothing left to the machine: every `auto` is what it became here."""
         return self.config.model_copy(
             update={
+                "from_run": str(self.parent.run.path) if self.parent else None,
                 "data": self.corpus.pinned,
                 "eval": self.corpus.pinned_eval,
                 "backend": self.backend,
@@ -86,11 +94,13 @@ class Prepared:
 
 
 def prepare(config: TrainConfig, found: Base, corpus: Corpus, reporter: Reporter, clock: Clock) -> Prepared:
-    """Choose backend and device, read the tokenizer, render the first epoch.
+    """Choose backend and device, look at the parent, read the tokenizer, render the first epoch.
 
     Raises:
-        UserError: the backend is missing, the tokenizer or a row cannot be used, or no row is left.
+        UserError: the parent cannot be gone on from, the backend is missing, the tokenizer or a row cannot be used, or
+            no row is left.
     """
+    parent = lineage.parent_of(config)
     with clock.part("libraries"):
         chosen, reason = backends.choose(config)
         device = backends.device(config, found.parameters())
@@ -103,7 +113,7 @@ def prepare(config: TrainConfig, found: Base, corpus: Corpus, reporter: Reporter
     with clock.part("rows"), reporter.task("rendering", len(corpus.training), "conversations") as task:
         plan = rows.plan(advance=_every(task, len(corpus.training)))
         held_out = rows.held_out()
-    return Prepared(config, found, corpus, rows, plan, held_out, vocabulary, chosen, reason, device)
+    return Prepared(config, found, corpus, rows, plan, held_out, vocabulary, chosen, reason, device, parent)
 
 
 def _quiet_vocabulary(path: Path) -> DirectoryVocabulary:

@@ -73,7 +73,17 @@ def _head(manifest: dict[str, Any]) -> list[str]:
         f"An adapter for `{named}`, preset `{manifest['config']['preset']}`: {results['steps']} steps, "
         f"mean loss {results['train_loss']:.4f} nats per trained token."
     )
-    return [f"# {manifest['name']}", "", line]
+    return [f"# {manifest['name']}", "", line, *_parent(manifest.get("from"))]
+
+
+def _parent(parent: dict[str, Any] | None) -> list[str]:
+    """Which run this one went on from, and with what of it."""
+    if not parent:
+        return []
+    how = "trains its adapter on"
+    if parent["adapter"] == "merge":
+        how = f"keeps its adapter (rank {parent['rank']}) as it is, stacked with the new one into one of both ranks"
+    return ["", f"It goes on from `{parent['run']}` (stage {parent['stage']}, {parent['steps']} steps) and {how}."]
 
 
 def _likelihood(manifest: dict[str, Any], lines: Sequence[dict[str, Any]]) -> list[str]:
@@ -82,7 +92,7 @@ def _likelihood(manifest: dict[str, Any], lines: Sequence[dict[str, Any]]) -> li
         return ["## Did it work?", "", "Nothing was held out (`--eval 5%` would), so only the training loss is known."]
     before, after, step = results["eval_before"], results["eval_nll"], results["adapter_step"]
     rows = [
-        ["base", "", f"{before:.4f}", f"{math.exp(before):.3f}"],
+        ["before" if manifest.get("from") else "base", "", f"{before:.4f}", f"{math.exp(before):.3f}"],
         *(
             [
                 "**adapter**" if line["step"] == step else "",

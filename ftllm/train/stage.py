@@ -12,7 +12,7 @@ from ftllm.errors import UserError
 from ftllm.files import write_text
 from ftllm.progress import Reporter
 from ftllm.runs import DEFAULT_RUNS, LOCK, Run, create, environment, locked, now
-from ftllm.train import adapter, backend, base, checkpoints, manifest, report
+from ftllm.train import adapter, backend, base, checkpoints, lineage, manifest, report
 from ftllm.train.config import TrainConfig, resolve, to_yaml
 from ftllm.train.corpus import load_corpus
 from ftllm.train.display import Display, announce
@@ -104,6 +104,7 @@ def resume(run: Run, reporter: Reporter, *, offline: bool = False) -> TrainResul
             found = base.find(config.model, offline=offline)
             manifest.require_same("base", record.get("base"), found.record())
         prepared = prepare(config, found, corpus, reporter, clock)
+        manifest.require_same("parent run", record.get("from"), prepared.parent.record() if prepared.parent else None)
         record.setdefault("resumed", []).append({"at": now(), **environment()})
         record.pop("error", None)
         return _work(run, prepared, record | {"status": "running"}, reporter, clock)
@@ -121,8 +122,11 @@ def _work(run: Run, prepared: Prepared, record: dict[str, Any], reporter: Report
                 "memory is short here: it is given back as soon as it is free, which takes a quarter more time"
             )
     with clock.part("load"):
-        model = backend.load(prepared.backend, prepared.base, config, prepared.device)
+        shaped = config.model_copy(update={"lora": prepared.lora})
+        model = backend.load(prepared.backend, prepared.base, shaped, prepared.device)
+        kept = lineage.start(model, prepared.parent, config.lora) if prepared.parent else []
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    trainable -= sum(part.values.numel() for part in kept)
     checkpoints.require_space(run.checkpoints, needed.disk)
     checkpoint = checkpoints.latest(run.checkpoints, reporter.warn)
     record["trainable_parameters"] = trainable
@@ -145,6 +149,7 @@ def _work(run: Run, prepared: Prepared, record: dict[str, Any], reporter: Report
             show = Display(reporter, task, metrics, prepared).show
             watcher = training.Watcher(table, metrics, held_out, run.checkpoints, show, asked)
             trainer = training.make(model, prepared, table, watcher, run.checkpoints)
+            trainer.add_callback(training.Keeper(kept))
             answers = Answers(run, prepared, task.remark)
             with clock.part("eval"):
                 if held_out.rows and "eval_before" not in results:

@@ -23,6 +23,7 @@ from ftllm.train import adapter, checkpoints
 from ftllm.train.data import Plan, Rows, collate, keeps_rows_apart, pack
 from ftllm.train.head import install
 from ftllm.train.heldout import HeldOut
+from ftllm.train.lineage import Kept
 from ftllm.train.metrics import STATE, Metrics
 from ftllm.train.prepare import Prepared
 
@@ -123,6 +124,19 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
         if self.metrics.exhausted(self.held_out.patience):
             control.should_training_stop = True
         return control
+
+
+class Keeper(TrainerCallback):  # type: ignore[misc]
+    """Keeps what of an adapter is not trained as it is."""
+
+    def __init__(self, kept: Sequence[Kept]) -> None:
+        self.kept = kept
+
+    def on_optimizer_step(
+        self, _args: TrainingArguments, _state: TrainerState, _control: TrainerControl, **_kwargs: Any
+    ) -> None:
+        for part in self.kept:
+            part.restore()
 
 
 class FragmentedTrainer(SFTTrainer):  # type: ignore[misc]
