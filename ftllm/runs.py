@@ -6,6 +6,7 @@ runs/<name>/
   adapter/        the PEFT adapter (safetensors) and the base's tokenizer files
   metrics.jsonl   one JSON object a logged step
   samples.json    a few answers before and after training
+  heldout.jsonl   the conversations that were held out, as they are measured on
   REPORT.md       what a person should see of it, with loss.svg
   gguf/           what export made
 """
@@ -78,6 +79,10 @@ class Run:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def held_out(self) -> Path:
+        return self.path / "heldout.jsonl"
 
     @property
     def checkpoints(self) -> Path:

@@ -42,7 +42,11 @@ def export(
         str | None, typer.Option(metavar="SIZE", help="Write shards of at most so many bytes, such as 5G or 800M.")
     ] = None,
     verify: Annotated[
-        Literal["quick", "none"], typer.Option(help="Compare each file with transformers before it gets its name.")
+        Literal["full", "quick", "none"],
+        typer.Option(
+            help="Compare each file with transformers before it gets its name; full: on long texts, with perplexity,"
+            " KL divergence and the likelihood of held-out answers."
+        ),
     ] = "quick",
     llama_cpp: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A llama.cpp checkout whose converter to use.")
@@ -99,6 +103,8 @@ def export(
     elif not json_output:
         for file in result.files:
             print(file.path if quiet else pipeline.summary(file))
+        if verify == "full" and not quiet:
+            print_figures(result)
         checked = "verified against transformers" if result.verified else "not verified"
         reporter.say(f"Done in {result.seconds:.1f} s, {checked}")
     pushed = {}
@@ -127,6 +133,38 @@ def export(
         **({"dry_run": True} if dry_run else {}),
         **pushed,
     )
+
+
+def print_figures(result: ExportResult) -> None:
+    """What `--verify full` measured, a line a type."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("type", "bits", "perplexity", "KL divergence", "99 %", "same top", "answer nats"):
+        table.add_column(column, justify="left" if column == "type" else "right", no_wrap=True)
+    measured = {file.type: file for file in result.files if "text" in file.figures}
+    for file in measured.values():
+        seen = file.figures
+        row = [file.type, f"{file.bits_per_weight:.2f}"]
+        if "perplexity" in seen:
+            row += [
+                f"{seen['perplexity']:.4g}",
+                f"{seen['kl_divergence']:.4f} ± {seen['kl_divergence_error']:.4f}",
+                f"{seen['kl_divergence_quantiles']['99']:.4f}",
+                f"{seen['same_top']:.1%}",
+            ]
+        else:
+            row += ["-"] * 4
+        table.add_row(*row, f"{seen['nll']:.4f}" if "nll" in seen else "-")
+    seen = next(iter(measured.values())).figures
+    if "perplexity" in seen:
+        last = f"{seen['reference_nll']:.4f}" if "nll" in seen else "-"
+        table.add_row("transformers", "32", f"{seen['reference_perplexity']:.4g}", "", "", "", last)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    where = f"{seen['chunks']} x {seen['n_ctx']} tokens of " if "perplexity" in seen else ""
+    console.print(f"measured on {where}{seen['text']}; nats a token, against transformers in float32", markup=False)
 
 
 def print_plan(result: ExportResult) -> None:

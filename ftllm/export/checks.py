@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from ftllm.errors import UserError
+from ftllm.export import limits
 from ftllm.export.blocks import Floats
 from ftllm.export.tokens import Sample, Tokens
 from ftllm.files import sha256_file
@@ -20,37 +20,7 @@ from ftllm.templates import render_template
 Ints = npt.NDArray[np.int32]
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # llama_token_type in llama.h
 
-# Largest mean Kullback-Leibler divergence (nats a token, transformers float32 against llama.cpp) and smallest share of
-# positions with the same likeliest token, by the bits a type has. Several times worse than the 5 M-parameter nano model
-# shows on the same samples (Q4_K_M: 0.06 and 80 %), and larger models lose less. Float types differ by rounding only:
-# llama.cpp keeps its KV cache in 16 bits. A norm without its +1 or unpermuted heads are far beyond; what an adapter
-# adds is checked for itself, for low-bit noise may drown it here.
-LIMITS = {
-    "F32": (0.001, 0.97), "F16": (0.002, 0.96), "BF16": (0.02, 0.93), "Q8_0": (0.03, 0.88), "Q6_K": (0.06, 0.82),
-    "Q5": (0.15, 0.72), "Q4": (0.5, 0.55), "Q3": (1.2, 0.40), "Q2": (3.0, 0.25),
-}  # fmt: skip
 SPECIAL = 256  # special tokens that are tokenized; Gemma has 6,242, nearly all <unused...>
-DECIDED = 20  # positions beyond doubt that it takes to judge by the likeliest token
-
-
-@dataclass(frozen=True)
-class Distance:
-    """How far a GGUF's predictions are from the reference, over all positions of the samples."""
-
-    kl_divergence: float
-    same_top: float
-    perplexity_ratio: float
-    positions: int
-    same_top_decided: float  # the same where the reference is decided: its likeliest token is twice as likely as any
-    decided: int
-
-
-def limits(quant: str) -> tuple[float, float]:
-    """The bounds for a file type: its own, or those of its bits (`IQ4_XS` -> `Q4`)."""
-    if quant in LIMITS:
-        return LIMITS[quant]
-    bits = next((character for character in quant if character.isdigit()), "2")
-    return LIMITS.get(f"Q{bits}", LIMITS["Q2"])
 
 
 def check_header(header: Header, *, size: int, tensors: int) -> list[str]:
@@ -112,18 +82,6 @@ def check_template(model: Model, tokens: Tokens) -> list[str]:
     return []
 
 
-def check_distance(quant: str, distance: Distance) -> list[str]:
-    """The predictions are as near the reference as the type allows."""
-    largest, smallest = limits(quant)
-    faults = []
-    if not distance.kl_divergence <= largest:
-        faults.append(f"its KL divergence to transformers is {distance.kl_divergence:.4f}, more than {largest}")
-    if distance.decided >= DECIDED and not distance.same_top_decided >= smallest:
-        share = f"{distance.same_top_decided:.0%} of the tokens that are beyond doubt"
-        faults.append(f"it agrees with transformers on {share}, fewer than {smallest:.0%}")
-    return faults
-
-
 def finite(logits: Floats) -> bool:
     """Whether every logit is a number: a sum is one only if all of them are (and they are far from float32's end)."""
     return bool(np.isfinite(logits.sum(dtype=np.float64)))
@@ -133,51 +91,9 @@ def check_changes(shares: Mapping[str, tuple[float, float]]) -> list[str]:
     """Every layer holds the whole of its adapter: `shares` gives, by layer, the share found and its standard error."""
     faults = []
     for layer, (share, error) in shares.items():
-        if abs(share - 1.0) > 0.05 + 6.0 * error:
+        if abs(share - 1.0) > limits.SHARE + limits.SHARE_ERRORS * error:
             faults.append(f"{layer} holds {share:.2f} times what its adapter adds (should be 1.00 +- {error:.2f})")
     return faults[:3]
-
-
-class Comparison:
-    """Sums over positions of how far a GGUF's predictions are from the reference's; a vocabulary's padding left out."""
-
-    def __init__(self) -> None:
-        self._positions: list[tuple[float, bool, bool]] = []  # divergence, same top, decided
-        self._ratio = 0.0
-        self._scored = 0
-
-    def add(self, truth: Floats, guess: Floats, following: Sequence[int]) -> None:
-        """Compare logits `[n, n_vocab]`; `following` are the tokens that came after the first of these positions."""
-        width = min(truth.shape[1], guess.shape[1])
-        for index in range(len(truth)):
-            p, q = _log_softmax(truth[index, :width]), _log_softmax(guess[index, :width])
-            chances = np.exp(p)
-            top = int(p.argmax())
-            divergence, best = float(chances @ (p - q)), chances[top]
-            chances[top] = 0.0
-            self._positions.append((divergence, top == int(q.argmax()), bool(best >= 2.0 * chances.max())))
-            if index < len(following):
-                self._ratio += float(p[following[index]] - q[following[index]])
-                self._scored += 1
-
-    def result(self) -> Distance:
-        """What all positions say together."""
-        divergences, same, decided = (np.array(values) for values in zip(*self._positions, strict=True))
-        return Distance(
-            float(divergences.mean()),
-            float(same.mean()),
-            float(np.exp(self._ratio / max(self._scored, 1))),
-            len(divergences),
-            float(same[decided].mean()) if decided.any() else 1.0,
-            int(decided.sum()),
-        )
-
-
-def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    values = logits.astype(np.float64)
-    values -= values.max()
-    values -= np.log(np.exp(values).sum())
-    return values
 
 
 def _difference(sample: Sample, found: tuple[int, ...], model: Model) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ftllm import runs
 from ftllm.errors import WorkError
-from ftllm.export import fetch, importance, preflight, provenance, quants, source, targets
+from ftllm.export import fetch, heldout, importance, preflight, provenance, quants, source, targets
 from ftllm.export.lora import read_adapter
 from ftllm.export.preflight import Room
 from ftllm.export.source import Source
@@ -20,7 +20,8 @@ from ftllm.export.work import Work, Written, in_background
 from ftllm.files import human
 from ftllm.progress import Reporter
 
-Verify = Literal["quick", "none"]
+Verify = Literal["full", "quick", "none"]
+ENOUGH = {"none": {"none", "quick", "full"}, "quick": {"quick", "full"}, "full": {"full"}}
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,7 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
     model = source.resolve(request.given, base=request.base, runs_root=request.runs_root, offline=request.offline)
     reporter.say(f"Exporting {describe(model)} to {', '.join(item.label for item in wanted)}")
     reporter.event("source", source=describe(model), types=[item.type for item in wanted])
+    text = _text(model, reporter) if request.verify == "full" else None
     if model.adapter is not None:
         read_adapter(model.adapter)
         _warn_of_template(model, reporter)
@@ -174,7 +176,7 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
         work = Work(stack, reporter)
         job = inputs.job(todo)
         if request.verify != "none" and not request.dry_run:
-            work.start_verifier({"base": job["base"], "adapter": job["adapter"]})
+            work.start_verifier({"base": job["base"], "adapter": job["adapter"], "text": text})
         worker, plan = work.plan(job)
         if hashes.done():
             hashes.result()
@@ -232,7 +234,7 @@ def _kept(
             continue
         name, entry = found
         same = entry.get("inputs_sha256") == inputs.fingerprint(target, hashes.result())
-        if same and verify in ("none", entry.get("verify")) and targets.whole(out, name, entry):
+        if same and entry.get("verify") in ENOUGH[verify] and targets.whole(out, name, entry):
             parts = entry.get("shards") or [{"name": name, "bytes": entry["bytes"], "sha256": entry["sha256"]}]
             kept[target] = [
                 ExportedFile(
@@ -328,6 +330,14 @@ def _entry(
         "verification": file.figures or None,
         "seconds": dict(timings),
     }
+
+
+def _text(model: Source, reporter: Reporter) -> dict[str, Any]:
+    """What `--verify full` measures on; says so where it is not the model's own held-out data."""
+    text = heldout.text_of(model.run)
+    if text.own:
+        reporter.say(f"Nothing was held out for this model (`ftllm train --eval 5%` does): measuring on {text.origin}")
+    return {"path": str(text.path), "origin": text.origin, "max_length": text.max_length}
 
 
 def _warn_of_template(model: Source, reporter: Reporter) -> None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from ftllm.llama.machine import default_threads
 BATCH = 4096  # positions that go through the layers together
 CONTAINERS = {"base_model", "model", "language_model"}  # parts of a module's name that differ between versions
 
+Ints = npt.NDArray[np.int64]
 Factors = tuple[torch.Tensor, torch.Tensor, float]
 
 
@@ -37,11 +37,11 @@ class Reference:
     Args:
         whole: hold all weights in memory; else each layer's are read from the shards whenever it runs, which gives
             the same numbers and needs the memory of the largest matrix only.
+        scratch: a directory for what `accelerate` notes down about a reference that is not whole.
     """
 
-    def __init__(self, directory: Path, adapter: Path | None, *, whole: bool = True) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="ftllm-reference-")
-        options: dict[str, Any] = {} if whole else {"device_map": {"": "disk"}, "offload_folder": self._folder.name}
+    def __init__(self, directory: Path, adapter: Path | None, *, whole: bool = True, scratch: str = "") -> None:
+        options: dict[str, Any] = {} if whole else {"device_map": {"": "disk"}, "offload_folder": scratch}
         self.model: Any = AutoModelForCausalLM.from_pretrained(
             directory, dtype=torch.float32, local_files_only=True, attn_implementation="eager", **options
         )
@@ -55,12 +55,22 @@ class Reference:
         for module, (a, b, scale) in self._factors.items():
             self._layers[module].register_forward_hook(_adding(a, b, scale))
 
-    def hidden(self, sequences: Sequence[Sequence[int]]) -> list[Floats]:
+    def hidden(
+        self,
+        sequences: Sequence[Sequence[int]],
+        positions: Sequence[Ints] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Floats]:
         """What goes into the output matrix: for each sequence of ids `[n]` its states `[n, n_embd]`.
 
         Sequences run side by side, padded at their ends, which a causal model's other positions do not see.
+
+        Args:
+            positions: of each sequence, those whose states are wanted; None for all.
+            progress: told how many tokens are done.
         """
         states: list[Floats] = []
+        done = 0
         for group in _groups([len(ids) for ids in sequences], BATCH):
             lengths = [len(sequences[index]) for index in group]
             padded = torch.zeros((len(group), max(lengths)), dtype=torch.long)
@@ -69,7 +79,12 @@ class Reference:
             with torch.inference_mode():
                 output = self._body(input_ids=padded, use_cache=False)
             self._output_type, found = type(output), output.last_hidden_state
-            states += [found[row, :length].numpy() for row, length in enumerate(lengths)]
+            for row, (index, length) in enumerate(zip(group, lengths, strict=True)):
+                wanted = slice(length) if positions is None else torch.from_numpy(positions[index])
+                states.append(found[row, wanted].numpy())
+            done += sum(lengths)
+            if progress is not None:
+                progress(done)
         return states
 
     def logits(self, states: Floats) -> Floats:
@@ -86,7 +101,7 @@ class Reference:
         values: Floats = output.logits[0].float().numpy()
         return values
 
-    def change(self, module: str, rows: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
+    def change(self, module: str, rows: Ints) -> tuple[Floats, Floats]:
         """Of one layer the adapter changes: `rows` of the base's weight and of `scale * B @ A`, both `[n, in]`."""
         a, b, scale = self._factors[module]
         layer = self._layers[module]

@@ -21,6 +21,7 @@ import numpy as np
 from ftllm.errors import WorkError
 from ftllm.export import blocks
 from ftllm.export.blocks import Bytes, Floats
+from ftllm.export.limits import ERROR_BOUNDS
 from ftllm.export.plan import ALIGNMENT, Plan, Planned
 from ftllm.llama.machine import available_cpus
 from ftllm.llama.types import TENSOR_TYPES
@@ -30,14 +31,6 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 18  # values a chunk: 1 MB of float32 stays in a core's cache from reading to quantizing
 AHEAD = 16  # chunks in flight a thread
-
-# Largest root-mean-square error of a tensor, relative to its own root mean square. About three times what each
-# format does to normally distributed weights; a scrambled or unscaled block is far beyond.
-ERROR_BOUNDS = {
-    "F32": 0.0, "F16": 0.002, "BF16": 0.005, "Q8_0": 0.02, "Q6_K": 0.06, "Q5_K": 0.12, "Q5_0": 0.15, "Q5_1": 0.12,
-    "Q4_K": 0.25, "Q4_0": 0.30, "Q4_1": 0.25, "IQ4_NL": 0.25, "IQ4_XS": 0.25, "Q3_K": 0.45, "IQ3_S": 0.45,
-    "IQ3_XXS": 0.60, "Q2_K": 0.75,
-}  # fmt: skip
 
 
 @dataclass

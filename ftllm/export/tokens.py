@@ -41,15 +41,7 @@ def read_tokens(directory: Path, embedded: int) -> Tokens:
     Raises:
         UserError: transformers cannot load it.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"the tokenizer in {directory} cannot be loaded: {reason}", "copy it from the original"
-        ) from None
+    tokenizer = _tokenizer(directory)
     samples = [Sample(text, encode(tokenizer, text)) for text in PLAIN]
     tail = None
     if tokenizer.chat_template:
@@ -79,6 +71,23 @@ def read_tokens(directory: Path, embedded: int) -> Tokens:
         tail,
         (tags.open, tags.close),
     )
+
+
+def plain_ids(directory: Path, text: str) -> tuple[int, ...]:
+    """Token ids of a text by the base's own tokenizer, nothing added."""
+    return encode(_tokenizer(directory), text)
+
+
+def _tokenizer(directory: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"the tokenizer in {directory} cannot be loaded: {reason}", "copy it from the original"
+        ) from None
 
 
 def encode(tokenizer: Any, text: str) -> tuple[int, ...]:

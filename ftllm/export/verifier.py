@@ -7,13 +7,18 @@ named on stdin, it loads it in llama.cpp and compares. A crash of either ends th
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ftllm.export.worker import Channel, serve
+
+if TYPE_CHECKING:
+    from ftllm.export.full import FullTruth
+    from ftllm.llama.header import Header
+    from ftllm.llama.model import Model
 
 WHOLE = 4  # the reference is held whole where its float32 weights take at most this part of the free memory
 
@@ -26,9 +31,10 @@ class Truth:
     tokens: Any
     ids: tuple[int, ...]
     logits: Any  # [len(ids), n_vocab]
+    full: FullTruth | None = None
 
     @classmethod
-    def of(cls, base: Path, adapter: Path | None) -> Truth:
+    def of(cls, base: Path, adapter: Path | None, scratch: str = "") -> Truth:
         """Compute it from a base and an adapter."""
         from ftllm.export.preflight import memory_free
         from ftllm.export.reference import Reference
@@ -36,7 +42,8 @@ class Truth:
         from ftllm.export.tokens import read_tokens, sequence
 
         free = memory_free()
-        reference = Reference(base, adapter, whole=free is None or 4 * parameters(base) * WHOLE <= free)
+        whole = free is None or 4 * parameters(base) * WHOLE <= free
+        reference = Reference(base, adapter, whole=whole, scratch=scratch)
         tokens = read_tokens(base, reference.n_vocab)
         ids = sequence(tokens, reference.bos)
         (states,) = reference.hidden([ids])
@@ -47,25 +54,64 @@ def run(job: dict[str, Any], channel: Channel) -> None:
     """Compute the reference, then verify files until told to stop.
 
     Args:
-        job: `base`, `adapter` (or null).
+        job: `base`, `adapter` (or null), `scratch` (a directory), and for `--verify full` `text`, see
+            `full.read_texts`.
     """
     started = time.monotonic()
-    truth = Truth.of(Path(job["base"]), Path(job["adapter"]) if job["adapter"] else None)
+    base = Path(job["base"])
+    truth = Truth.of(base, Path(job["adapter"]) if job["adapter"] else None, job["scratch"])
+    progress = _Progress(channel)
+    if job["text"]:
+        from ftllm.export.full import FullTruth, read_texts
+
+        texts = read_texts(job["text"], base, truth.reference.bos if truth.tokens.adds_bos else None)
+        channel.send("texts", tokens=texts.tokens)
+        truth = replace(truth, full=FullTruth.of(texts, truth.reference, progress))
     channel.send("ready", seconds=time.monotonic() - started)
     while (order := channel.receive()).get("files"):
         started = time.monotonic()
-        figures, faults = verify(order, truth)
+        figures, faults = verify(order, truth, progress)
         channel.send("verified", type=order["type"], figures=figures, faults=faults, seconds=time.monotonic() - started)
 
 
-def verify(order: dict[str, Any], truth: Truth) -> tuple[dict[str, Any], list[str]]:
+class _Progress:
+    """Tells the parent the tokens done, ten times a second at most."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._last = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() - self._last > 0.1 or done == total:
+            self._last = time.monotonic()
+            self._channel.send("checking", done=done, total=total)
+
+
+def verify(
+    order: dict[str, Any], truth: Truth, progress: Callable[[int, int], None] = lambda *_: None
+) -> tuple[dict[str, Any], list[str]]:
     """All checks on one type's file, or its shards; its figures, and its faults as sentences."""
-    from ftllm.export import checks
-    from ftllm.export.shares import shares
+    from ftllm.export.full import measure
     from ftllm.llama.header import read_header
     from ftllm.llama.model import Model
 
     parts = [(part, read_header(Path(part["path"]))) for part in order["files"]]
+    with Model.load(parts[0][1].path, gpu_layers=0) as model:
+        figures, faults = _quick(model, parts, order, truth)
+        if truth.full is not None and not faults:
+            more, faults = measure(model, order["type"], truth.full, progress)
+            figures |= more
+    return figures, faults
+
+
+def _quick(
+    model: Model, parts: Sequence[tuple[dict[str, Any], Header]], order: dict[str, Any], truth: Truth
+) -> tuple[dict[str, Any], list[str]]:
+    """Everything but the long texts."""
+    from ftllm.export import checks, limits
+    from ftllm.export.shares import shares
+    from ftllm.llama.perplexity import Comparison
+
     header = parts[0][1]  # of several shards, the one with the metadata
     wholes = [replace(one, metadata=header.metadata) for _, one in parts]
     with ThreadPoolExecutor(2, "check") as pool:
@@ -74,10 +120,9 @@ def verify(order: dict[str, Any], truth: Truth) -> tuple[dict[str, Any], list[st
         faults = []
         for part, one in parts:
             faults += checks.check_header(one, size=part["bytes"], tensors=part["tensors"])
-        with Model.load(header.path, gpu_layers=0) as model:
-            faults += checks.check_tokens(model, header, truth.tokens)
-            faults += checks.check_template(model, truth.tokens)
-            predicted = predictions(model, truth.ids)
+        faults += checks.check_tokens(model, header, truth.tokens)
+        faults += checks.check_template(model, truth.tokens)
+        predicted = predictions(model, truth.ids)
         for same in bytes_:
             faults += same.result()
         layers = {layer: share for some in found for layer, share in some.result().items()}
@@ -85,10 +130,10 @@ def verify(order: dict[str, Any], truth: Truth) -> tuple[dict[str, Any], list[st
     broken = sum(not checks.finite(row) for row in predicted)
     if broken:
         return {}, [*faults, f"its logits hold NaN or infinite values at {broken} of {len(predicted)} positions"]
-    comparison = checks.Comparison()
+    comparison = Comparison()
     comparison.add(truth.logits, predicted, truth.ids[1:])
     distance = comparison.result()
-    faults += checks.check_distance(order["type"], distance)
+    faults += limits.judge_distance(order["type"], distance)
     figures = {
         "kl_divergence": distance.kl_divergence,
         "same_top": distance.same_top,
@@ -102,7 +147,7 @@ def verify(order: dict[str, Any], truth: Truth) -> tuple[dict[str, Any], list[st
     return figures, faults
 
 
-def predictions(model: Any, ids: Sequence[int]) -> Any:
+def predictions(model: Model, ids: Sequence[int]) -> Any:
     """A GGUF's logits `[len(ids), n_vocab]`."""
     from ftllm.llama.context import Context
 

@@ -7,6 +7,7 @@ that is killed goes on from there.
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -42,6 +43,7 @@ class Work:
         self._events = Events()
         self._verifier: Child | None = None
         self._ready = False
+        self._tokens = 0  # of the texts that are measured on
         self.timings: dict[str, float] = {}
 
     def start(self, name: str, module: str, job: Mapping[str, Any]) -> Child:
@@ -52,7 +54,8 @@ class Work:
         return child
 
     def start_verifier(self, job: Mapping[str, Any]) -> None:
-        self._verifier = self.start("verifying", "ftllm.export.verifier", job)
+        scratch = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="ftllm-reference-"))
+        self._verifier = self.start("verifying", "ftllm.export.verifier", {**job, "scratch": scratch})
 
     def plan(self, job: Mapping[str, Any]) -> tuple[Child, dict[str, Any]]:
         """Start a worker and wait for its plan."""
@@ -73,7 +76,9 @@ class Work:
         worker.send({"go": True, "paths": paths, "importance": str(importance) if importance else None})
         total = sum(file["bytes"] for file in plan["files"])
         with self._reporter.task("Merging and quantizing", total, "bytes") as task:
-            event = self.wait_for("written", lambda now: task.update(now["done"], now["tensor"], tensor=now["tensor"]))
+            event = self.wait_for(
+                "written", progress=lambda now: task.update(now["done"], now["tensor"], tensor=now["tensor"])
+            )
             task.update(total)
         self.add_time("write", event["seconds"])
         return [
@@ -87,28 +92,38 @@ class Work:
             yield from files
             return
         merged = {new: plan["merged"][old] for old, new in plan["renamed"].items() if new}
-        with self._reporter.task("Verifying", len(files), "files") as task:
-            while not self._ready:
-                self.wait_for("ready")
-            for file in files:
-                self._verifier.send({"files": file.shards, "type": file.plan["type"], "merged": merged})
-                result = self.wait_for("verified")
-                file.figures, file.faults = result["figures"], result["faults"]
-                self.add_time(f"verify {file.plan['label']}", result["seconds"])
-                self._reporter.event("verified", type=file.plan["type"], **result["figures"], faults=result["faults"])
-                task.advance(1, file.plan["label"])
-                yield file
+        if not self._ready:
+            self._waiting("ready", "Computing the reference")
+        for number, file in enumerate(files, 1):
+            self._verifier.send({"files": file.shards, "type": file.plan["type"], "merged": merged})
+            result = self._waiting("verified", f"Verifying {file.plan['label']} ({number} of {len(files)})")
+            file.figures, file.faults = result["figures"], result["faults"]
+            self.add_time(f"verify {file.plan['label']}", result["seconds"])
+            self._reporter.event("verified", type=file.plan["type"], **result["figures"], faults=result["faults"])
+            yield file
 
-    def wait_for(self, wanted: str, progress: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
-        """The next `wanted` event; progress is passed on, the verifier's readiness noted."""
+    def _waiting(self, wanted: str, title: str) -> dict[str, Any]:
+        """The verifier's next `wanted` event, with a bar over the tokens it evaluates."""
+        with self._reporter.task(title, self._tokens or None, "tokens") as task:
+            return self.wait_for(wanted, checking=lambda event: task.update(event["done"]))
+
+    def wait_for(self, wanted: str, **progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        """The next `wanted` event.
+
+        Args:
+            progress: by an event's name, what is called with each such event until then.
+        """
         while True:
             _, event = self._events.next()
-            if event["event"] == "ready":
+            kind = event["event"]
+            if kind == "ready":
                 self._ready = True
                 self.add_time("reference", event["seconds"])
-            if event["event"] == "progress" and progress is not None:
-                progress(event)
-            if event["event"] == wanted:
+            if kind == "texts":
+                self._tokens = event["tokens"]
+            if kind in progress:
+                progress[kind](event)
+            if kind == wanted:
                 return event
 
     def add_time(self, what: str, seconds: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ftllm.hub.facts import Quantization
+from ftllm.hub.facts import Quantization, mapping
 from ftllm.hub.markdown import code, table
 
 # Below this a model is hard to tell from the unquantized one: Q4_K_M lies near 0.03 on the models llama.cpp publishes
@@ -12,8 +12,6 @@ from ftllm.hub.markdown import code, table
 LITTLE = 0.05
 HEAD = ("Link", "Type", "Size/GB", "bits per weight", "KL divergence", "same top token", "likelihood", "notes")
 NUMBERS = (2, 3, 4, 5, 6)
-NLL = ("nll", "likelihood", "nll_per_token", "eval_nll")
-REFERENCE_NLL = ("reference_nll", "nll_reference", "likelihood_reference")
 
 
 def recommended(items: Sequence[Quantization]) -> Quantization | None:
@@ -59,7 +57,7 @@ def files_table(items: Sequence[Quantization], repo: str, revision: str, endpoin
             f"{item.bits_per_weight:.2f}",
             shown(item.figure("kl_divergence"), ".4f"),
             shown(item.figure("same_top"), ".1%"),
-            shown(item.figure(*NLL), ".4f"),
+            shown(item.figure("nll"), ".4f"),
             notes(item, item is best),
         ]
         for item in sorted(items, key=lambda item: (item.bytes, item.name))
@@ -72,18 +70,17 @@ def how_measured(items: Sequence[Quantization]) -> str:
     item = next((item for item in items if item.figure("kl_divergence") is not None), None)
     if item is None:
         return "These files were not compared with the unquantized model."
-    positions, samples = item.figure("positions"), item.figure("samples")
-    over = f", over {positions:.0f} positions of {samples:.0f} texts" if positions and samples else ""
+    positions, named = item.figure("positions"), mapping(item.entry.get("verification")).get("text")
+    measured_on = str(named or "short samples")
+    over = f", over {positions:.0f} positions of {measured_on}" if positions else ""
     text = (
         f"KL divergence (nats a token) and same top token: each file in llama.cpp against the unquantized model in "
         f"transformers, in float32{over}."
     )
-    if any(item.figure(*NLL) is not None for item in items):
-        reference = item.figure(*REFERENCE_NLL)
+    if any(item.figure("nll") is not None for item in items):
+        reference = item.figure("reference_nll")
         unquantized = f"; the unquantized model's is {reference:.4f}" if reference is not None else ""
-        text += (
-            f" Likelihood: negative log-likelihood per assistant token on held-out conversations, in nats{unquantized}."
-        )
+        text += f" Likelihood: negative log-likelihood per assistant token of {measured_on}, in nats{unquantized}."
     else:
         text += " Likelihood: not measured per file."
     return text

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ftllm.conversations import Conversation
 from ftllm.errors import UserError
 from ftllm.files import write_text
 from ftllm.progress import Reporter
@@ -133,6 +136,8 @@ def _work(run: Run, prepared: Prepared, record: dict[str, Any], reporter: Report
     announce(run, prepared, record, checkpoint[0] if checkpoint else 0, reporter)
     if not run.config.exists():
         write_text(run.config, _header(run) + to_yaml(prepared.decided))
+    if prepared.held_out:
+        write_text(run.held_out, _jsonl(prepared.corpus.held_out))
     run.write_manifest(record)
     table = training.Table(prepared.rows, prepared.plan)
     metrics = Metrics(run.metrics, config.log_steps, read_state(checkpoint[1]) if checkpoint else None)
@@ -203,6 +208,15 @@ def _work(run: Run, prepared: Prepared, record: dict[str, Any], reporter: Report
         clock.seconds,
         results["adapter_step"],
     )
+
+
+def _jsonl(conversations: Iterable[Conversation]) -> str:
+    """Conversations as data that `ftllm.data` reads, each with where it came from."""
+    rows = (
+        {"messages": [asdict(message) for message in conversation.messages], "source": conversation.source}
+        for conversation in conversations
+    )
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _header(run: Run) -> str:

@@ -14,6 +14,7 @@ import pytest
 
 from ftllm.export import fetch
 from ftllm.export.child import Child, Events
+from ftllm.export.verifier import Truth
 
 NANO = Path(__file__).parents[2] / "models" / "nano"
 TOKENIZER = (
@@ -143,6 +144,12 @@ def lora_files(lora: Lora, nano: Path, convert: Any, tmp_path_factory: pytest.Te
     """The nano model with the adapter, as F32 and Q4_K_M."""
     files: dict[str, Path] = convert(nano, lora.adapter, ["F32", "Q4_K_M"], tmp_path_factory.mktemp("files"))
     return files
+
+
+@pytest.fixture(scope="session")
+def truth(lora: Lora, nano: Path) -> Truth:
+    """What the nano model with the adapter must predict."""
+    return Truth.of(nano, lora.adapter)
 
 
 def edit_json(path: Path, **values: Any) -> None:

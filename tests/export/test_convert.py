@@ -109,9 +109,9 @@ def test_reference_predicts_what_peft_predicts(whole: bool, lora: Any, nano: Pat
 
 
 def test_f32_file_predicts_what_transformers_predicts(lora: Any, lora_files: dict[str, Path]) -> None:
-    from ftllm.export.checks import Comparison
     from ftllm.export.verifier import predictions
     from ftllm.llama.model import Model
+    from ftllm.llama.perplexity import Comparison
 
     comparison = Comparison()
     with Model.load(lora_files["F32"], gpu_layers=0) as model:

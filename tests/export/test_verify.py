@@ -15,18 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ftllm.export import checks, stream, verifier
+from ftllm.export import checks, limits, stream, verifier
 from ftllm.export.checks import CONTROL, USER_DEFINED
 from ftllm.export.stream import Output, Part
 from ftllm.export.verifier import Truth
 from ftllm.files import sha256_file
 from ftllm.llama.header import LongArray, read_header
 from ftllm.llama.model import Model
-
-
-@pytest.fixture(scope="module")
-def truth(lora: Any, nano: Path) -> Truth:
-    return Truth.of(nano, lora.adapter)
 
 
 @pytest.fixture(scope="module")
@@ -230,22 +225,8 @@ def overwrite(path: Path, offset: int, data: bytes) -> None:
         file.write(data)
 
 
-def test_distance_by_hand() -> None:
-    """Two positions: the same distribution, then (1/2, 1/2) against (3/4, 1/4)."""
-    truth = np.log(np.array([[0.9, 0.1], [0.5, 0.5]], np.float32))
-    guess = np.log(np.array([[0.9, 0.1], [0.75, 0.25]], np.float32))
-    comparison = checks.Comparison()
-    comparison.add(truth, guess, [1])
-    found = comparison.result()
-    assert found.kl_divergence == pytest.approx((0.5 * np.log(0.5 / 0.75) + 0.5 * np.log(0.5 / 0.25)) / 2, rel=1e-5)
-    assert found.same_top == 1.0
-    assert found.perplexity_ratio == pytest.approx(1.0)
-    assert found.positions == 2
-    assert (found.decided, found.same_top_decided) == (1, 1.0)
-
-
 def test_limits_by_the_bits_of_a_type() -> None:
-    assert checks.limits("Q4_K_M") == checks.limits("IQ4_XS") == checks.LIMITS["Q4"]
-    assert checks.limits("Q8_0") == checks.LIMITS["Q8_0"]
-    assert checks.limits("TQ1_0") == checks.LIMITS["Q2"]
-    assert checks.limits("MXFP4_MOE") == checks.LIMITS["Q4"]
+    assert limits.limits("Q4_K_M") == limits.limits("IQ4_XS") == limits.LIMITS["Q4"]
+    assert limits.limits("Q8_0") == limits.LIMITS["Q8_0"]
+    assert limits.limits("TQ1_0") == limits.LIMITS["Q2"]
+    assert limits.limits("MXFP4_MOE") == limits.LIMITS["Q4"]

@@ -48,7 +48,12 @@ def entry(path: Path, kind: str, adapter: Path | None) -> dict[str, Any]:
         "bits_per_weight": 4.92,
         "fallbacks": 0,
         "tensors": 1,
-        "verification": {"kl_divergence": divergence, "same_top": same_top, "positions": 336, "samples": 7},
+        "verification": {
+            "kl_divergence": divergence,
+            "same_top": same_top,
+            "positions": 336,
+            "text": "seven conversations",
+        },
         "source": {"base": "gemma", "adapter": str(adapter), "adapter_sha256": "a" * 64},
         "converter": {"llama_cpp_python": "0.3.36"},
         "environment": {"command": ["ftllm", "export", "--out", str(path.parent)]},

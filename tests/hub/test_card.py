@@ -116,7 +116,7 @@ def test_the_table_of_files(page: Page) -> None:
     assert [row[1] for row in cells[2:]] == ["Q2_K", "Q4_K_M", "Q8_0"]  # by size
     link = f"[gemma-think-Q4_K_M.gguf]({HUB}/owner/think-GGUF/resolve/main/gemma-think-Q4_K_M.gguf)"
     assert cells[3] == [link, "Q4_K_M", "3.51e-05", "8.50", "0.0312", "83.3%", "", "recommended"]
-    assert "over 336 positions of 7 texts" in sections(render(page))["Files"]
+    assert "over 336 positions of seven conversations" in sections(render(page))["Files"]
 
 
 def quantization(kind: str, bytes_: int, divergence: float | None) -> Quantization:

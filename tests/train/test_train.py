@@ -15,6 +15,8 @@ import pytest
 import torch
 from trainings import Trainer, adapter_hashes, impatient, without_timings
 
+from ftllm.data.rows import read_rows
+from ftllm.data.shapes import conversation_of
 from ftllm.errors import UserError, WorkError
 from ftllm.files import sha256_file
 from ftllm.likelihood import torch_likelihood
@@ -40,6 +42,7 @@ def test_a_run_holds_what_export_and_people_need(trained: Trainer, tiny: Path, d
         "REPORT.md",
         "adapter",
         "config.yaml",
+        "heldout.jsonl",
         "loss.svg",
         "manifest.json",
         "metrics.jsonl",
@@ -62,7 +65,10 @@ def test_a_run_holds_what_export_and_people_need(trained: Trainer, tiny: Path, d
     assert adapter["target_modules"] == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
     # The likelihoods are those of the base, and of the base with the adapter as plain peft loads it.
     config = resolve([read_yaml(run.config)])
-    held_out = Rows(config, load_corpus(config), from_directory(tiny)).held_out()
+    corpus = load_corpus(config)
+    held_out = Rows(config, corpus, from_directory(tiny)).held_out()
+    kept = [conversation_of(row, row["source"]) for _, row in read_rows(run.held_out)]
+    assert kept == list(corpus.held_out)
     base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     assert result.eval_before == pytest.approx(torch_likelihood(base, held_out).per_token, rel=1e-6)
     tuned = PeftModel.from_pretrained(base, run.adapter)

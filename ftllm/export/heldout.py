@@ -1,0 +1,91 @@
+"""The text of `--verify full`: the conversations a run held out, else a few that come with ftllm.
+
+Rendered as for training, they are rows with a mask, for the likelihood; one after the other they are the stream that
+perplexity and KL divergence are measured on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ftllm.conversations import Conversation
+from ftllm.data.rows import read_rows
+from ftllm.data.shapes import conversation_of
+from ftllm.errors import UserError
+from ftllm.render import Row, render
+from ftllm.runs import Run
+from ftllm.vocabulary import Vocabulary
+
+OWN = Path(__file__).with_name("conversations.jsonl")
+OWN_ORIGIN = "conversations that come with ftllm"
+LONGEST = 2048  # tokens of a row; attention's memory grows with their square
+MOST = 16384  # tokens of all rows: a likelihood known to about a hundredth of a nat
+
+
+@dataclass(frozen=True)
+class Text:
+    """Where the conversations are, and what to call them.
+
+    Attributes:
+        max_length: rows longer than this were not measured on in training either; None where nothing was trained.
+    """
+
+    path: Path
+    origin: str
+    max_length: int | None = None
+
+    @property
+    def own(self) -> bool:
+        """Whether they come with ftllm: nothing was held out."""
+        return self.path == OWN
+
+
+def text_of(run: Run | None) -> Text:
+    """What a run held out, else our own conversations.
+
+    Raises:
+        UserError: a run's conversations cannot be read.
+    """
+    if run is None or not run.held_out.is_file():
+        return Text(OWN, OWN_ORIGIN)
+    try:
+        conversations(run.held_out)
+    except UserError as error:
+        raise UserError(
+            f"what {run.name} held out cannot be read: {error.message}",
+            f"remove {run.held_out} to measure on ftllm's own conversations",
+        ) from None
+    config = run.read_manifest().get("config") or {}
+    return Text(run.held_out, f"conversations held out of {run.name}", config.get("max_length"))
+
+
+def conversations(path: Path) -> list[Conversation]:
+    """The conversations of a data file."""
+    return [conversation_of(row, f"{path.name}:{line}") for line, row in read_rows(path)]
+
+
+def rows_of(found: Sequence[Conversation], vocabulary: Vocabulary, max_length: int | None = None) -> list[Row]:
+    """Rows as for training, up to `MOST` tokens, spread evenly over the conversations.
+
+    Those that the template refuses or that are longer than `max_length` are left out, as in training; what is beyond
+    `LONGEST` tokens is cut.
+    """
+    rendered = []
+    for conversation in found:
+        try:
+            rows = render(conversation, vocabulary, max_length=LONGEST)
+        except UserError:
+            continue
+        rendered += [row for row in rows if row.trained and len(row.input_ids) + row.cut <= (max_length or 1 << 30)]
+    total = sum(len(row.input_ids) for row in rendered)
+    if total <= MOST:
+        return rendered
+    kept = max(1, len(rendered) * MOST // total)
+    return [rendered[index * len(rendered) // kept] for index in range(kept)]
+
+
+def plain_text(found: Sequence[Conversation]) -> str:
+    """All that is said, for models without a chat template."""
+    return "\n\n".join(message.content for conversation in found for message in conversation.messages)
