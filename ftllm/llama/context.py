@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +12,7 @@ from numpy.typing import NDArray
 from ftllm.errors import UserError, WorkError
 from ftllm.llama import native
 from ftllm.llama.adapters import set_adapters
+from ftllm.llama.closing import Closing
 from ftllm.llama.machine import default_threads
 from ftllm.llama.model import Model
 
@@ -31,7 +30,7 @@ class AbortedError(Exception):
     """Decoding was stopped by the abort check. Tokens already in the cache stay: see `Context.length`."""
 
 
-class Context:
+class Context(Closing):
     """Decodes tokens of up to `n_seq_max` sequences, each with a cache of its own.
 
     Not thread-safe, but `decode` releases Python's lock, and `abort` may be called from any thread.
@@ -130,18 +129,6 @@ class Context:
             self.api.llama_free(self._handle)
             self._handle = None
             self._length = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        with contextlib.suppress(Exception):
-            self.close()
 
     @property
     def handle(self) -> int:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import weakref
 from collections.abc import Callable, Iterable
 from functools import cached_property, partial
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ftllm.errors import UserError, WorkError
 from ftllm.llama import native
 from ftllm.llama.adapters import Adapters, load_adapters
+from ftllm.llama.closing import Closing
 from ftllm.llama.header import Header, read_header
 from ftllm.llama.machine import default_threads
 from ftllm.llama.placement import devices, layers_that_fit
@@ -27,7 +26,7 @@ NO_TOKEN = -1
 USUAL_CONTEXT = 8192
 
 
-class Model:
+class Model(Closing):
     """A loaded GGUF. Close it, or use it as a context manager; its contexts are closed with it.
 
     It is a `Vocabulary`: `encode`, `is_eog`, `chat_template`, `bos_id` and the special tokens' text.
@@ -112,18 +111,6 @@ class Model:
             context.close()
         self._api.llama_model_free(self._handle)
         self._handle = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        with contextlib.suppress(Exception):
-            self.close()
 
     @property
     def handle(self) -> int:

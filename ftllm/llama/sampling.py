@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import math
 import random
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -17,6 +15,7 @@ from numpy.typing import NDArray
 
 from ftllm.errors import WorkError
 from ftllm.llama import native
+from ftllm.llama.closing import Closing
 from ftllm.llama.context import Context
 from ftllm.llama.model import Model
 from ftllm.llama.preselect import survivors
@@ -70,7 +69,7 @@ class Sampling:
         )
 
 
-class Sampler:
+class Sampler(Closing):
     """Draws as llama.cpp's chain does in its default order: penalties, top-k, top-p, min-p, temperature, draw.
 
     The filters are `ftllm.llama.preselect`'s; temperature and the draw are llama.cpp's own, on what they leave.
@@ -150,15 +149,3 @@ class Sampler:
         if self._chain is not None:
             self._api.llama_sampler_free(self._chain)
             self._chain = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        with contextlib.suppress(Exception):
-            self.close()
