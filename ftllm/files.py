@@ -14,6 +14,8 @@ from typing import Any
 
 from ftllm.errors import UserError, WorkError
 
+LARGEST_IMAGE = 256 << 20  # bytes
+
 PARTIAL = ".partial"
 
 
@@ -93,6 +95,20 @@ def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, as lowercase hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_image(path: Path) -> bytes:
+    """An image file's bytes, whatever they are.
+
+    Raises:
+        UserError: it cannot be read, or is absurdly large.
+    """
+    try:
+        if path.stat().st_size > LARGEST_IMAGE:
+            raise UserError(f"{path} is larger than {LARGEST_IMAGE >> 20} MiB", "give a smaller image")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"the image {path} cannot be read: {error.strerror}", "give a JPEG or PNG file") from None
 
 
 def disk_free(path: Path) -> int:

@@ -30,6 +30,7 @@ class Conversation:
         model_hash: its fingerprint, once it is loaded.
         options: how replies are made from now on.
         system: the system prompt.
+        images: files that the next message shows.
         recorder: of the reply under way.
     """
 
@@ -39,6 +40,7 @@ class Conversation:
         self.model_hash = ""
         self.options = options.reply
         self.system = options.system
+        self.images = options.images
         self.title = options.session or ""  # of the session that the first message begins
         self.info: SessionInfo | None = None
         self.nodes: list[Node] = []
@@ -94,12 +96,14 @@ class Conversation:
     # Asking
 
     def ask(self, text: str) -> Node:
-        """Add the person's turn and ask for a reply; the turn."""
-        if self.info is None:
-            self.info = chats.create_session(
+        """Add the person's turn, with the `images`, and ask for a reply; the turn."""
+        with self.store.writing():
+            info = self.info or chats.create_session(
                 self.store, title=self.title, system=self.system, model=str(self.model), options=self.options
             )
-        asked = chats.add_user(self.store, self.info.id, text, after=chats.last_of(self.nodes))
+            after = chats.last_of(self.nodes)
+            asked = chats.add_user(self.store, info.id, text, after=after, images=self.images)
+        self.info, self.images = info, ()
         self.nodes.append(asked)
         self._begin(asked.id)
         return asked
@@ -170,6 +174,6 @@ class Conversation:
         self.refresh()
         self._generate(context_of(self.system, self.messages[:-1]))
 
-    def _generate(self, messages: Sequence[Mapping[str, str]]) -> None:
+    def _generate(self, messages: Sequence[Mapping[str, Any]]) -> None:
         self._number = NO_REPLY
         self._number = self._talker.generate(messages, self.options)

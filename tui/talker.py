@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from ftllm.chat.options import LoadSettings, ReplyOptions
 from ftllm.chat.remote import Target
@@ -15,7 +15,7 @@ class Talker(Protocol):
     def load(self, target: Target, /, settings: LoadSettings | None = None) -> None:
         """Load a model."""
 
-    def generate(self, messages: Sequence[Mapping[str, str]], options: ReplyOptions | None = None) -> int:
+    def generate(self, messages: Sequence[Mapping[str, Any]], options: ReplyOptions | None = None) -> int:
         """Ask for the next turn; the reply's number."""
         ...
 

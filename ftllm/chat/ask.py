@@ -37,13 +37,19 @@ class Kept:
         self.info = chats.find_session(store, name)
         self.nodes = chats.shown(store, self.info.id) if self.info else []
 
+    @property
+    def shows_images(self) -> bool:
+        """Whether an image was shown in it."""
+        return any(node.message.images for node in self.nodes)
+
     def begin(self, prompt: str, options: ChatOptions, author: chats.Author) -> chats.Recorder:
         """Add the question; the recorder of its reply."""
         with self.store.writing():
             info = self.info = self.info or chats.create_session(self.store, title=self.name)
             chats.set_system(self.store, info.id, options.system)
             chats.change_session(self.store, info.id, model=author.model, load=options.load, options=author.options)
-            asked = chats.add_user(self.store, info.id, prompt, after=chats.last_of(self.nodes))
+            after = chats.last_of(self.nodes)
+            asked = chats.add_user(self.store, info.id, prompt, after=after, images=options.images)
             return chats.begin_reply(self.store, info.id, after=asked.id, author=author)
 
 
@@ -88,11 +94,8 @@ class Asker:
         if kept is not None and kept.info is not None:
             self._voice.load_state(state_file(kept.info.uid))
         session = Session(options.system, [node.message for node in kept.nodes] if kept else [])
-        session.ask(prompt)
-        messages: list[Mapping[str, Any]] = [*session.context()]
-        if options.images:
-            messages[-1] = {**messages[-1], "images": options.images}
-        number = self._voice.generate(messages, options.reply)
+        session.ask(prompt, options.images)
+        number = self._voice.generate(session.context(), options.reply)
         author = chats.Author(str(target.resolve() if isinstance(target, Path) else target), "", options.reply)
         reply = Reply()
         recorder: chats.Recorder | None = None

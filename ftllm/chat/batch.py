@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import queue
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,8 +38,10 @@ from ftllm.loops import LoopGuard
 
 TIMINGS = ("thought_seconds", "tokens_per_second", "time_to_first_token")  # say nothing where answers share the machine
 FORM = (
-    'give one {"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]} a line, with an "id" if you like'
+    'give one {"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]} a line, '
+    'with an "id" if you like, and "images" for a vision model'
 )
+TOGETHER = 6  # images held in memory at once: a model may cut each into ten
 
 Result = dict[str, Any]
 OnResult = Callable[[int, Result], None]
@@ -47,21 +49,32 @@ OnResult = Callable[[int, Result], None]
 
 @dataclass(frozen=True)
 class Row:
-    """One question: its `id` (None without one) and the messages that lead up to the answer."""
+    """One question: its `id` (None without one) and the messages that lead up to the answer, images in the last."""
 
     id: Any
-    messages: tuple[Mapping[str, str], ...]
+    messages: tuple[Mapping[str, Any], ...]
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The image files that are shown with it."""
+        return tuple(self.messages[-1].get("images", ()))
 
 
-def read_questions(path: Path, system: str | None) -> list[Row]:
-    """The questions of a JSONL file; `system` is put before those that have no system turn.
+def read_questions(path: Path, system: str | None, images: Sequence[str] = ()) -> list[Row]:
+    """The questions of a JSONL file.
+
+    Args:
+        system: put before those that have no system turn.
+        images: shown with each, before its own `images`; those are relative to the file's directory.
 
     Raises:
         UserError: the file is missing, empty, not UTF-8, or a line is no question; with file and line.
     """
     rows = []
+    images = _images(list(images), Path(), "--image")
     for number, value in read_rows(path):
         where = f"{path}:{number}"
+        shown = [*images, *_images(value.get("images") or [], path.parent, where)]
         if "prompt" in value:
             value = {"messages": [{"role": "user", "content": value["prompt"]}], "id": value.get("id")}
         elif "messages" not in value:
@@ -71,11 +84,25 @@ def read_questions(path: Path, system: str | None) -> list[Row]:
             raise UserError(f"{where}: the last turn is the assistant's: there is nothing to answer", FORM)
         if not turns[-1].content.strip():
             raise UserError(f"{where}: the prompt is empty", FORM)
+        messages: tuple[Mapping[str, Any], ...]
         messages = tuple({"role": turn.role, "content": turn.content} for turn in turns)
+        if shown:
+            messages = (*messages[:-1], {**messages[-1], "images": tuple(shown)})
         if system and turns[0].role != "system":
             messages = ({"role": "system", "content": system}, *messages)
         rows.append(Row(value.get("id"), messages))
     return rows
+
+
+def _images(names: Any, directory: Path, where: str) -> list[str]:
+    """The image files that a row names, from a directory."""
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{where}: 'images' is not a list of file names", FORM)
+    files = [(directory / Path(name).expanduser()).resolve() for name in names]
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{where}: there is no image {file}", "give its path, from the directory of the questions")
+    return [str(file) for file in files]
 
 
 class Journal:
@@ -159,33 +186,55 @@ def answer_all(
 def _answer_local(
     rows: Sequence[Row], todo: Sequence[int], path: Path, options: ChatOptions, parallel: int, take: OnResult
 ) -> None:
-    reply = options.reply
     load = options.load
     with Model.load(path, gpu_layers=load.gpu_layers, n_ctx=load.n_ctx, adapters=load.adapter_paths) as model:
-        n_ctx = load.n_ctx or min(model.n_ctx_train or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
-        prompts: dict[int, Prompt] = {}
-        for number in todo:
-            try:
-                prompts[number] = _prompt(rows[number], model, reply, n_ctx)
-            except UserError as error:
-                take(number, {"error": error.message})
-        numbers = list(prompts)
-        guides = [_Guide(model, prompts[number], reply) for number in numbers]
+        if load.mmproj:
+            model.add_projector(Path(load.mmproj))
+        for numbers in _groups(rows, todo):
+            _answer_group(rows, numbers, model, options, parallel, take)
 
-        def done(index: int, generation: Generation) -> None:
-            take(numbers[index], guides[index].result(generation, str(path)))
 
-        generate_batch(
-            model,
-            [prompts[number].ids for number in numbers],
-            sampling=sampling_of(model, reply),
-            max_tokens=reply.max_tokens,
-            parallel=parallel,
-            on_done=done,
-            n_ctx=n_ctx,
-            seeds=None if reply.seed is None else [reply.seed + number for number in numbers],
-            steer=lambda index, token: guides[index].steer(token),
-        )
+def _groups(rows: Sequence[Row], todo: Sequence[int]) -> Iterator[list[int]]:
+    """All of `todo` at once; where images are shown, as many at a time as memory holds images."""
+    group: list[int] = []
+    images = 0
+    for number in todo:
+        images += len(rows[number].images)
+        if group and images > TOGETHER:
+            yield group
+            group, images = [], len(rows[number].images)
+        group.append(number)
+    yield group
+
+
+def _answer_group(
+    rows: Sequence[Row], todo: Sequence[int], model: Model, options: ChatOptions, parallel: int, take: OnResult
+) -> None:
+    reply = options.reply
+    n_ctx = options.load.n_ctx or min(model.n_ctx_train or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    prompts: dict[int, Prompt] = {}
+    for number in todo:
+        try:
+            prompts[number] = _prompt(rows[number], model, reply, n_ctx)
+        except UserError as error:
+            take(number, {"error": error.message})
+    numbers = list(prompts)
+    guides = [_Guide(model, prompts[number], reply) for number in numbers]
+
+    def done(index: int, generation: Generation) -> None:
+        take(numbers[index], guides[index].result(generation, str(model.path)))
+
+    generate_batch(
+        model,
+        [prompts[number].ids for number in numbers],
+        sampling=sampling_of(model, reply),
+        max_tokens=reply.max_tokens,
+        parallel=parallel,
+        on_done=done,
+        n_ctx=n_ctx,
+        seeds=None if reply.seed is None else [reply.seed + number for number in numbers],
+        steer=lambda index, token: guides[index].steer(token),
+    )
 
 
 def _prompt(row: Row, model: Model, options: ReplyOptions, n_ctx: int) -> Prompt:
@@ -302,7 +351,7 @@ class _Line:
         if isinstance(event, Loaded):
             self._remote = parse_remote(event.path)
 
-    def ask(self, messages: Sequence[Mapping[str, str]], options: ReplyOptions) -> Result:
+    def ask(self, messages: Sequence[Mapping[str, Any]], options: ReplyOptions) -> Result:
         """One answer; an `error` where the endpoint refuses this one.
 
         Raises:
@@ -333,5 +382,7 @@ def _key(rows: Sequence[Row], target: Target, options: ChatOptions) -> str:
         str(target) if isinstance(target, Remote) else fingerprint_with(read_header(target), options.load.adapter_paths)
     )
     questions = [[row.id, row.messages] for row in rows]
-    asked = json.dumps([model, asdict(options.reply), options.load.n_ctx, questions])
+    states = [Path(image).stat() for row in rows for image in row.images]
+    seen = [options.load.mmproj, *((state.st_size, state.st_mtime_ns) for state in states)]
+    asked = json.dumps([model, asdict(options.reply), options.load.n_ctx, questions, *(seen if states else [])])
     return hashlib.sha256(asked.encode()).hexdigest()[:32]

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from ftllm import __version__
 from ftllm.chat import wire
-from ftllm.chat.events import AnyEvent, Done, DoneReason, Failed, Loaded, Stats
+from ftllm.chat.events import AnyEvent, Done, DoneReason, Failed, Loaded, LoopSuspected, Stats, ThinkEndReason
 from ftllm.chat.options import LoadSettings, ReplyOptions
 from ftllm.chat.prompt import is_begun
 from ftllm.chat.refusals import BusyError, check, lost
 from ftllm.chat.remote import Remote, api_key
 from ftllm.chat.writer import Writer
 from ftllm.errors import UserError, WorkError
+from ftllm.loops import LoopGuard
 from ftllm.thoughts import ThoughtTags
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ PAUSE_SECONDS = 0.5  # before the second try; doubled for each further one
 LONGEST_PAUSE = 30.0  # of those that a server asks for
 TOO_LONG = ("max_tokens", "max_completion_tokens", "context length", "maximum context")
 CONTEXT_FIELDS = ("max_model_len", "n_ctx", "context_length", "context_window", "n_ctx_train")
-DONE_REASONS: dict[str, DoneReason] = {"length": "length"}
+DONE_REASONS: dict[str, DoneReason] = {"length": "length", "loop": "loop"}
 
 
 @dataclass
@@ -54,6 +55,7 @@ class _Course:
     first: float | None = None
     last: float = 0.0
     finish_reason: str | None = None
+    guard: LoopGuard = field(default_factory=LoopGuard)
     usage: Mapping[str, Any] = field(default_factory=dict)
     whole: tuple[wire.Whole, wire.Whole] = field(default_factory=lambda: (wire.Whole(), wire.Whole()))
 
@@ -217,9 +219,10 @@ class Endpoint:
             streaming.cancel()
         stopped = streaming.cancelled()
         reason: DoneReason = "stopped" if stopped else DONE_REASONS.get(course.finish_reason or "", "stop")
-        if course.reasoning and course.writer.thinking and not stopped and failure is None:
+        if course.reasoning and course.writer.thinking and not stopped and failure is None and reason != "loop":
             course.writer.close_thought("", 0, "closed")
-        course.writer.finish("", why="stopped" if stopped or failure else "unclosed" if reason == "stop" else "cut")
+        left: ThinkEndReason = "unclosed" if reason == "stop" else "loop" if reason == "loop" else "cut"
+        course.writer.finish("", why="stopped" if stopped or failure else left)
         with self._lock:
             self._pending.pop(course.number, None)
         if failure is not None:
@@ -286,6 +289,8 @@ class Endpoint:
                         ended = True
                         break
                     self._heard(course, piece)
+                    if course.finish_reason == "loop":
+                        return
         if course.finish_reason is None and (course.first is None or not ended):
             where = "without a reply" if course.first is None else "in the middle of the reply"
             raise WorkError(f"{self._target.host} hung up {where}", "ask again; the server's own log may say more")
@@ -306,6 +311,19 @@ class Endpoint:
             writer.take(course.whole[1].feed(piece.answer))
         course.finish_reason = piece.finish_reason or course.finish_reason
         course.usage = piece.usage or course.usage
+        if piece.thought or piece.answer:
+            self._look_for_loops(course, piece)
+
+    def _look_for_loops(self, course: _Course, piece: wire.Piece) -> None:
+        """As the engine does, with the pieces that came for tokens; a thought can only be ended with its reply."""
+        if course.options.loops == "off":
+            return
+        found = course.guard.look(hash((piece.thought, piece.answer)))
+        if found is not None:
+            thinking = course.writer.thinking
+            self._emit(LoopSuspected(time.monotonic(), course.number, found.period, found.count, thinking))
+            if course.options.loops == "stop":
+                course.finish_reason = "loop"
 
     def _stats(self, course: _Course) -> Stats:
         """The figures: the server's own counts where it gives them, else a token for each piece of text."""

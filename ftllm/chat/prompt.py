@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,10 +90,10 @@ def projector_of(vocabulary: Vocabulary) -> Projector:
     Raises:
         UserError: it has none.
     """
-    projector: Projector | None = getattr(vocabulary, "projector", None)
-    if projector is None:
+    see: Callable[[], Projector] | None = getattr(vocabulary, "see", None)
+    if see is None:
         raise UserError("the model sees no images", "take a vision model, its mmproj beside it or given with --mmproj")
-    return projector
+    return see()
 
 
 def _marked(message: Mapping[str, Any], marker: str) -> Mapping[str, Any]:

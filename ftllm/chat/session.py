@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from ftllm.chat.events import (
     AnyEvent,
@@ -26,7 +26,7 @@ StopReason = DoneReason | Literal["failed", "interrupted"]
 
 @dataclass(frozen=True)
 class ChatMessage:
-    """One turn. The fields after `content` are the assistant's only."""
+    """One turn. `images` are files that the person shows; the fields between are the assistant's only."""
 
     role: Literal["system", "user", "assistant"]
     content: str
@@ -36,6 +36,7 @@ class ChatMessage:
     answer_tokens: int = 0
     stop_reason: StopReason | None = None
     stats: Stats | None = None
+    images: tuple[str, ...] = ()
 
 
 @dataclass
@@ -113,9 +114,9 @@ class Session:
     system: str | None = None
     messages: list[ChatMessage] = field(default_factory=list)
 
-    def ask(self, text: str) -> None:
-        """Add the person's turn."""
-        self.messages.append(ChatMessage("user", text))
+    def ask(self, text: str, images: Sequence[str] = ()) -> None:
+        """Add the person's turn, with the image files it shows."""
+        self.messages.append(ChatMessage("user", text, images=tuple(images)))
 
     def answered(self, reply: Reply) -> ChatMessage:
         """Add the assistant's turn, complete or not, and return it."""
@@ -123,12 +124,12 @@ class Session:
         self.messages.append(message)
         return message
 
-    def context(self) -> list[Mapping[str, str]]:
+    def context(self) -> list[Mapping[str, Any]]:
         """What the model sees."""
         return context_of(self.system, self.messages)
 
 
-def context_of(system: str | None, messages: Iterable[ChatMessage]) -> list[Mapping[str, str]]:
+def context_of(system: str | None, messages: Iterable[ChatMessage]) -> list[Mapping[str, Any]]:
     """What the model sees: no thoughts, no empty replies, and no two turns of one role in a row.
 
     A reply stopped before its answer began leaves two user turns in a row, which many templates refuse; they
@@ -139,13 +140,17 @@ def context_of(system: str | None, messages: Iterable[ChatMessage]) -> list[Mapp
         if message.role == "assistant" and not message.content:
             continue
         if seen and seen[-1].role == message.role:
-            seen[-1] = replace(seen[-1], content=f"{seen[-1].content}\n\n{message.content}")
+            both = f"{seen[-1].content}\n\n{message.content}"
+            seen[-1] = replace(seen[-1], content=both, images=seen[-1].images + message.images)
         else:
             seen.append(message)
-    return [{"role": message.role, "content": message.content} for message in seen]
+    return [
+        {"role": message.role, "content": message.content} | ({"images": message.images} if message.images else {})
+        for message in seen
+    ]
 
 
-def continuation_of(system: str | None, messages: Sequence[ChatMessage]) -> list[Mapping[str, str]]:
+def continuation_of(system: str | None, messages: Sequence[ChatMessage]) -> list[Mapping[str, Any]]:
     """What the model sees to go on with the last message, which is its own: that one has its thought with it."""
     last = messages[-1]
     begun = {"role": "assistant", "content": last.content, "reasoning_content": last.thought}

@@ -13,7 +13,8 @@ from typing import Any
 
 from ftllm.chat.options import ReplyOptions
 from ftllm.chat.prompt import is_begun
-from ftllm.errors import UserError, WorkError
+from ftllm.errors import WorkError
+from ftllm.files import read_image
 
 MAX_EVENT = 16 << 20  # bytes of one event; more is no chat
 NOT_OPENAI = "give the address of an OpenAI-compatible endpoint, which often ends in /v1"
@@ -38,7 +39,8 @@ class Piece:
 def request_body(model: str, messages: Sequence[Mapping[str, Any]], options: ReplyOptions) -> dict[str, Any]:
     """The body of a request. What was not chosen is left to the server.
 
-    `top_k`, `min_p` and the penalty are not OpenAI's but are what llama-server, vLLM and others take them for.
+    `top_k`, `min_p`, the penalty and the budget are not OpenAI's but are what llama-server, vLLM and others take them
+    for.
     """
     chosen = {
         "temperature": options.temperature,
@@ -48,6 +50,8 @@ def request_body(model: str, messages: Sequence[Mapping[str, Any]], options: Rep
         "seed": options.seed,
         "repeat_penalty": options.repeat_penalty,  # llama.cpp's name
         "repetition_penalty": options.repeat_penalty,  # vLLM's
+        "reasoning_budget_tokens": options.think_budget,  # llama.cpp's
+        "thinking_token_budget": options.think_budget,  # vLLM's
     }
     body: dict[str, Any] = {
         "messages": [_with_images(message) for message in messages],
@@ -76,10 +80,7 @@ def _with_images(message: Mapping[str, Any]) -> dict[str, Any]:
         return dict(message)
     parts: list[dict[str, Any]] = []
     for path in map(Path, images):
-        try:
-            data = base64.b64encode(path.read_bytes()).decode("ascii")
-        except OSError as error:
-            raise UserError(f"the image {path} cannot be read: {error.strerror}", "give a JPEG or PNG file") from None
+        data = base64.b64encode(read_image(path)).decode("ascii")
         kind = mimetypes.guess_type(path.name)[0] or "image/jpeg"
         parts.append({"type": "image_url", "image_url": {"url": f"data:{kind};base64,{data}"}})
     return {"role": message["role"], "content": [*parts, {"type": "text", "text": message["content"]}]}

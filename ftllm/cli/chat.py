@@ -16,6 +16,7 @@ from ftllm.chat.options import PARALLEL, ChatOptions, LoadSettings, LoopMode, Re
 from ftllm.chat.session import Reply
 from ftllm.chat.settings import reply_options
 from ftllm.cli.models import local
+from ftllm.cli.wanted import Wanted
 from ftllm.errors import UserError, WorkError
 from ftllm.progress import Reporter
 from ftllm.runs import DEFAULT_RUNS
@@ -74,7 +75,9 @@ def chat(
     image: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="FILE", help="Show a vision model an image with the prompt; may repeat.", show_default=False
+            metavar="FILE",
+            help="Show a vision model an image with the prompt, or the first message; may repeat.",
+            show_default=False,
         ),
     ] = None,
     mmproj: Annotated[
@@ -95,8 +98,8 @@ def chat(
         Path | None,
         typer.Option(
             metavar="FILE.jsonl",
-            help='Answer every {"prompt": ...} or {"messages": [...]} of a file, in order, as JSON lines; the same '
-            "command again goes on after an interruption.",
+            help='Answer every {"prompt": ...} or {"messages": [...]} of a file, perhaps with "images": [FILE...], in '
+            "order, as JSON lines; the same command again goes on after an interruption.",
         ),
     ] = None,
     parallel: Annotated[
@@ -141,14 +144,13 @@ def chat(
         session=session,
         images=tuple(str(path.expanduser().resolve()) for path in image or []),
     )
-    if image and (batch is not None or session is not None or (prompt is None and sys.stdin.isatty())):
-        raise UserError("--image goes with -p or a piped prompt, without --session or --batch", "ask about it with -p")
-    output = _Output(json=json_output, quiet=quiet, verbose=verbose)
+    output, given = _Output(json=json_output, quiet=quiet, verbose=verbose), _given(context)
+    reporter = Reporter(quiet=quiet or json_output, verbose=verbose)
     if batch is not None:
         if prompt is not None or session is not None:
             raise UserError("--batch goes with neither -p nor --session", "the prompts are in the file")
-        model = local(model, runs, Reporter(quiet=quiet or json_output, verbose=verbose))
-        raise typer.Exit(_batch(batch, *_target(model, name, runs, options), options, parallel, output))
+        wanted = Wanted(local(model, runs, reporter), name, runs, mmproj, given)
+        raise typer.Exit(_batch(batch, wanted, options, parallel, output))
     asked = prompt is not None or not sys.stdin.isatty()
     if not asked and (json_output or not sys.stdout.isatty()):
         raise UserError("there is no prompt, and no terminal to ask for one", "give it with -p, or pipe it in")
@@ -165,10 +167,12 @@ def chat(
             if kept.info is not None:
                 options = _as_before(kept.info, options, given)
                 model = model or kept.info.model or None
-        model = local(model, runs, Reporter(quiet=quiet or json_output, verbose=verbose))
+        seen = kept is not None and kept.shows_images
+        wanted = Wanted(local(model, runs, reporter), name, runs, mmproj, given, seen)
         if asked:
-            raise typer.Exit(_answer(model, name, runs, prompt, options, output, kept, mmproj))
-    raise typer.Exit(open_screen(model, options, name, runs))
+            raise typer.Exit(_answer(wanted, prompt, options, output, kept))
+    target, _, options = wanted.find(options)
+    raise typer.Exit(open_screen(target, options))
 
 
 @dataclass(frozen=True)
@@ -206,54 +210,23 @@ def _changed(before: Settings, now: Settings, given: set[str], **parameters: str
     return replace(before, **changes)
 
 
-def _target(model: str | None, name: str, runs: Path, options: ChatOptions) -> tuple[Target, str]:
-    """What to talk to, and in words where it came from."""
-    from ftllm.chat.remote import is_address, parse_remote
-
-    if model is not None and is_address(model):
-        if options.load.adapters:
-            raise UserError(
-                "--lora goes with a model on this machine", "an endpoint serves its adapters by their names"
-            )
-        return parse_remote(model, name), ""
-    if name:
-        raise UserError("--model names one of an endpoint's models", "give the endpoint's address, http://host:8000/v1")
-    from ftllm.catalogue import choose
-
-    choice = choose(model, runs)
-    return choice.path, choice.origin
-
-
-def open_screen(model: str | None, options: ChatOptions, name: str = "", runs: Path = DEFAULT_RUNS) -> int:
+def open_screen(target: Target, options: ChatOptions) -> int:
     """Talk on the screen until the person leaves; the exit code."""
-    target, _ = _target(model, name, runs, options)
     from tui.app import run_chat
 
     return run_chat(target, options)
 
 
-def _answer(
-    model: str | None,
-    name: str,
-    runs: Path,
-    prompt: str | None,
-    options: ChatOptions,
-    output: _Output,
-    kept: Kept | None,
-    mmproj: Path | None,
-) -> int:
+def _answer(wanted: Wanted, prompt: str | None, options: ChatOptions, output: _Output, kept: Kept | None) -> int:
     from ftllm.chat.ask import Asker, as_json, error_of
     from ftllm.chat.events import Failed
-    from ftllm.chat.remote import is_address
     from ftllm.chat.terminal import Printer
 
     with Asker() as asker:
-        if model is None or not is_address(model):
+        if not wanted.remote:
             asker.start()
-        target, origin = _target(model, name, runs, options)
+        target, origin, options = wanted.find(options)
         text = _prompt(prompt)
-        if options.images and isinstance(target, Path):
-            options = replace(options, load=replace(options.load, mmproj=_projector(target, mmproj)))
         if output.json:
             reply = asker.ask(target, text, options, kept=kept)
             print(as_json(reply, target))
@@ -279,12 +252,13 @@ def _answer(
     return INTERRUPTED if message.stop_reason == "stopped" else 0
 
 
-def _batch(file: Path, target: Target, origin: str, options: ChatOptions, parallel: int, output: _Output) -> int:
+def _batch(file: Path, wanted: Wanted, options: ChatOptions, parallel: int, output: _Output) -> int:
     from ftllm.chat.ask import json_line
     from ftllm.chat.batch import Journal, Result, answer_all, read_questions
 
     reporter = Reporter(quiet=output.quiet, verbose=output.verbose)
-    rows = read_questions(file, options.system)
+    target, origin, options = wanted.find(options)
+    rows = read_questions(file, options.system, options.images)
     if origin:
         reporter.say(f"{origin}: {target}")
     journal = Journal(rows, target, options)
@@ -322,8 +296,15 @@ def _warn(reply: Reply, options: ChatOptions) -> None:
         print(f"warning: {where} repeats itself, {reply.loop.count} times; --loops stop ends that", file=sys.stderr)
     if reply.dropped:
         print(f"warning: the context is full, the {reply.dropped} oldest messages are left out", file=sys.stderr)
+    budget = options.reply.think_budget
+    if budget is not None and message.thought_tokens > 2 * budget + 64:  # ours are exact, others' may count otherwise
+        print(
+            f"warning: it thought for {message.thought_tokens} tokens: this endpoint does not keep to --think-budget",
+            file=sys.stderr,
+        )
     if message.stop_reason == "loop":
-        print("warning: the answer went in circles and was stopped (--loops stop)", file=sys.stderr)
+        what = "answer" if message.content else "thought"
+        print(f"warning: the {what} went in circles and was stopped (--loops stop)", file=sys.stderr)
     elif message.stop_reason == "context":
         print("warning: the context is full, the reply is cut; --ctx sets its length", file=sys.stderr)
     elif message.stop_reason == "length":
@@ -357,16 +338,6 @@ def _system(given: str | None) -> str | None:
         return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeError) as error:
         raise UserError(f"the system prompt {path} cannot be read: {error}", "give a UTF-8 text file") from None
-
-
-def _projector(model: Path, given: Path | None) -> str:
-    """The mmproj for a model: the one given, or one that fits beside it."""
-    from ftllm.llama.vision import find_projector
-
-    path = given or find_projector(model)
-    if path is None:
-        raise UserError(f"there is no mmproj that fits beside {model}", "give the model's own with --mmproj")
-    return str(path.expanduser().resolve())
 
 
 def _adapters(given: list[str]) -> tuple[tuple[str, float], ...]:

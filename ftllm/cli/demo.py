@@ -87,7 +87,7 @@ def demo_verb(
         from ftllm.chat.options import ChatOptions
         from ftllm.cli.chat import open_screen
 
-        open_screen(str(tuned), ChatOptions())
+        open_screen(tuned, ChatOptions())
     else:
         print_replies(examples(results))
         print(f"\nTalk to it: ftllm chat {trained.run.name if runs == DEFAULT_RUNS else tuned}")

@@ -19,6 +19,7 @@ from ftllm.llama.sampling import Sampler, Sampling
 
 BATCH = 512
 SHARED_LEAST = 32  # tokens that all prompts begin with, from which on they are evaluated once and copied
+_EYES = Lock()  # a projector sees one image at a time
 CACHE_SHARE = 0.25  # of the memory that is free, for the KV caches of all sequences
 
 
@@ -72,7 +73,7 @@ def generate_batch(
     which others shared its batch. What all prompts begin with is evaluated once.
 
     Args:
-        prompts: token ids of each, BOS included.
+        prompts: token ids of each, BOS included; images among them as the model's projector encoded them.
         max_tokens: of each answer; an answer also ends where the model's context does.
         parallel: sequences that share a batch; fewer where their caches would not fit in memory.
         on_done: called with a prompt's index and its answer as soon as it is finished, one call at a time.
@@ -190,7 +191,7 @@ def _shared(prompts: Sequence[Sequence[int]]) -> int:
     """How many tokens all prompts begin with, never all of one; 0 where they are few."""
     least, most = min(map(tuple, prompts)), max(map(tuple, prompts))  # what these two share, all between them do too
     longest = min(map(len, prompts)) - 1
-    count = next((place for place in range(longest) if least[place] != most[place]), longest)
+    count = next((place for place in range(longest) if least[place] != most[place] or least[place] < 0), longest)
     return count if count >= SHARED_LEAST else 0
 
 
@@ -211,7 +212,10 @@ def _step(context: Context, slots: dict[int, _Slot]) -> dict[int, int]:
     sequences: list[int] = []
     ready: dict[int, int] = {}  # sequence -> entry of the batch with its logits
     for sequence, slot in sorted(slots.items(), key=lambda item: len(item[1].pending)):
-        taken = slot.pending[: context.n_batch - len(tokens)]
+        _see(context, sequence, slot)
+        room = context.n_batch - len(tokens)
+        image = next((place for place, token in enumerate(slot.pending[:room]) if token < 0), room)
+        taken = slot.pending[:image]
         tokens += taken
         positions += range(slot.position, slot.position + len(taken))
         sequences += [sequence] * len(taken)
@@ -230,6 +234,17 @@ def _step(context: Context, slots: dict[int, _Slot]) -> dict[int, int]:
     if not ready:
         return {}
     return _choose(context, slots, ready)
+
+
+def _see(context: Context, sequence: int, slot: _Slot) -> None:
+    """Evaluate the images that a sequence goes on with; what follows them is text."""
+    while slot.pending and slot.pending[0] < 0:
+        projector = context.model.see()
+        image = projector.image(slot.pending[0])
+        with _EYES:
+            projector.decode(context, image, slot.position, sequence)
+        slot.position += len(image.ids)
+        slot.pending = slot.pending[len(image.ids) :]
 
 
 def _choose(context: Context, slots: dict[int, _Slot], ready: dict[int, int]) -> dict[int, int]:

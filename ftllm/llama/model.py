@@ -100,6 +100,23 @@ class Model(Closing):
 
         self.projector = Projector(path, self, n_threads=default_threads(self.n_params))
 
+    def see(self) -> Projector:
+        """The projector: the one that was added, else the one beside the model's file, loaded now.
+
+        Raises:
+            UserError: there is none that fits.
+        """
+        from ftllm.llama.vision import find_projector
+
+        if self.projector is None:
+            path = find_projector(self.path)
+            if path is None:
+                hint = "give the model's own with --mmproj"
+                raise UserError(f"there is no mmproj that fits beside {self.path}", hint)
+            self.add_projector(path)
+        assert self.projector is not None
+        return self.projector
+
     def close(self) -> None:
         """Free the weights, and every context over them first. Closing twice is fine."""
         if self._handle is None:

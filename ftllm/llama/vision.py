@@ -11,12 +11,14 @@ import ctypes
 import hashlib
 import os
 import secrets
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftllm.errors import UserError, WorkError
+from ftllm.files import read_image
 from ftllm.llama import native
 from ftllm.llama.header import Header, read_header
 from ftllm.llama.identity import fingerprint
@@ -25,8 +27,7 @@ if TYPE_CHECKING:
     from ftllm.llama.context import Context
     from ftllm.llama.model import Model
 
-LARGEST_IMAGE = 256 << 20  # bytes of a file
-KEPT = 64  # images held for another evaluation; a prompt never has as many
+KEPT = 64  # images, or pieces of them, held for another evaluation; those of the last prompt whatever their number
 FIRST_ID = -2  # ids of images go down from here; -1 is llama.cpp's "no token"
 
 
@@ -108,19 +109,21 @@ class Projector:
             WorkError: llama.cpp failed.
         """
         api, data = self._api, text.encode("utf-8", "replace")
-        bitmaps, digests = [], []
+        bitmaps = []
         chunks = api.mtmd_input_chunks_init()
         try:
             for path in images:
-                bitmap, digest = self._bitmap(path)
-                bitmaps.append(bitmap)
-                digests.append(digest)
+                bitmaps.append(self._bitmap(path))
             given = api.mtmd_input_text(text=data, text_len=len(data), add_special=False, parse_special=True)
             array = (api.mtmd_bitmap_p_ctypes * len(bitmaps))(*bitmaps)
             status = api.mtmd_tokenize(self._handle, chunks, ctypes.byref(given), array, len(bitmaps))
             if status:
                 raise WorkError(f"llama.cpp could not prepare the images ({status}): {'; '.join(native.recent_log(3))}")
-            return [number for part in self._parts(chunks, digests) for number in part]
+            parts = list(self._parts(chunks))
+            held = max(KEPT, sum(part[0] <= FIRST_ID for part in parts if part))
+            for oldest in list(self._images)[: max(0, len(self._images) - held)]:
+                del self._images[oldest]
+            return [number for part in parts for number in part]
         finally:
             api.mtmd_input_chunks_free(chunks)
             for bitmap in bitmaps:
@@ -140,26 +143,22 @@ class Projector:
         if status:
             raise WorkError(f"llama.cpp could not evaluate an image ({status}): {'; '.join(native.recent_log(3))}")
 
-    def _bitmap(self, path: Path) -> tuple[int, bytes]:
-        """llama.cpp's bitmap of an image file, and the SHA-256 of its bytes."""
-        try:
-            if path.stat().st_size > LARGEST_IMAGE:
-                raise UserError(f"{path} is larger than {LARGEST_IMAGE >> 20} MiB", "give a smaller image")
-            data = path.read_bytes()
-        except OSError as error:
-            raise UserError(f"the image {path} cannot be read: {error.strerror}", "give a JPEG or PNG file") from None
+    def _bitmap(self, path: Path) -> int:
+        """llama.cpp's bitmap of an image file, its id the SHA-256 of its bytes."""
+        data = read_image(path)
         buffer = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
         bitmap = self._api.mtmd_helper_bitmap_init_from_buf(self._handle, buffer, len(data), False) if data else None
         if not bitmap or self._api.mtmd_bitmap_is_audio(bitmap):
             if bitmap:
                 self._api.mtmd_bitmap_free(bitmap)
             raise UserError(f"{path} is no image that llama.cpp can read", "give a JPEG, PNG, BMP or GIF file")
-        return bitmap, hashlib.sha256(data).digest()
+        self._api.mtmd_bitmap_set_id(bitmap, hashlib.sha256(data).hexdigest().encode())
+        return int(bitmap)
 
-    def _parts(self, chunks: int, digests: Sequence[bytes]) -> Iterator[tuple[int, ...]]:
+    def _parts(self, chunks: int) -> Iterator[tuple[int, ...]]:
         """The ids of each chunk; an image that is cut into several chunks has ids of its own for each."""
         api = self._api
-        count = 0
+        counts: Counter[bytes] = Counter()
         for index in range(api.mtmd_input_chunks_size(chunks)):
             chunk = api.mtmd_input_chunks_get(chunks, index)
             if api.mtmd_input_chunk_get_type(chunk) == api.MTMD_INPUT_CHUNK_TYPE_TEXT:
@@ -167,11 +166,11 @@ class Projector:
                 tokens = api.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(length))
                 yield tuple(tokens[: length.value])
                 continue
-            seed = b"".join([self._key, *digests, count.to_bytes(4, "little")])
+            digest = bytes(api.mtmd_input_chunk_get_id(chunk))
+            seed = b"".join([self._key, digest, counts[digest].to_bytes(4, "little")])
             ids = tuple(_number(seed, place) for place in range(api.mtmd_input_chunk_get_n_pos(chunk)))
-            count += 1
-            if self._images.pop(ids[0], None) is None and len(self._images) >= KEPT:
-                del self._images[next(iter(self._images))]
+            counts[digest] += 1
+            self._images.pop(ids[0], None)
             copy = api.mtmd_input_chunk_copy(chunk)
             self._images[ids[0]] = Image(ids, copy, _Owner(api, copy))
             yield ids

@@ -85,7 +85,10 @@ def test_half_characters_are_put_together(acting: Acting) -> None:
 def test_what_is_asked(acting: Acting) -> None:
     actor, talk = acting(saying(GOOD), saying(GOOD))
     talk.say("x")
-    talk.say("x", ReplyOptions(temperature=0.0, top_k=5, seed=7, think="off", max_tokens=9, repeat_penalty=1.1))
+    talk.say(
+        "x",
+        ReplyOptions(temperature=0.0, top_k=5, seed=7, think="off", max_tokens=9, repeat_penalty=1.1, think_budget=3),
+    )
     plain, chosen = actor.asked
     assert plain == {
         "model": "actor",
@@ -101,9 +104,25 @@ def test_what_is_asked(acting: Acting) -> None:
         "max_tokens": 9,
         "repeat_penalty": 1.1,
         "repetition_penalty": 1.1,
+        "reasoning_budget_tokens": 3,
+        "thinking_token_budget": 3,
         "chat_template_kwargs": {"enable_thinking": False},
     }
     assert actor.headers[0]["Authorization"] == f"Bearer {KEY}"
+
+
+def test_loops_are_told_and_stopped(acting: Acting) -> None:
+    for_ever = data(*[{"content": word} for _ in range(300) for word in ("la", " li")], finish="stop")
+    thinking = data(*[{"reasoning_content": "hm"} for _ in range(300)], {"content": "So."}, finish="stop")
+    _, talk = acting(saying(for_ever), saying(for_ever), saying(for_ever), saying(thinking))
+    warned = talk.say("x")
+    assert (warned.loop is not None, warned.message.stop_reason, len(warned.answer)) == (True, "stop", 1500)
+    assert talk.say("x", ReplyOptions(loops="off")).loop is None
+    stopped = talk.say("x", ReplyOptions(loops="stop"))
+    assert (stopped.message.stop_reason, stopped.answer) == ("loop", ("la li" * 100)[: len(stopped.answer)])
+    assert len(stopped.answer) < 400
+    thought = talk.say("x", ReplyOptions(loops="stop"))
+    assert (thought.message.stop_reason, thought.answer, set(thought.thought)) == ("loop", "", {"h", "m"})
 
 
 def test_a_begun_reply_is_gone_on_with(acting: Acting) -> None:

@@ -130,6 +130,13 @@ def test_a_model_name_without_an_endpoint(scripted: Path) -> None:
     assert "--model names one of an endpoint's models" in done.stderr
 
 
+def test_what_an_endpoint_cannot_do_is_refused() -> None:
+    for option in (("--lora", "a.gguf"), ("--ctx", "4096"), ("--gpu-layers", "3"), ("--mmproj", "m.gguf")):
+        done = chat("http://127.0.0.1:9/v1", "-p", "T", "--model", "x", *option)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"{option[0]} goes with a model on this machine" in done.stderr
+
+
 def test_an_endpoint_that_is_not_there_is_one_line_and_exit_1() -> None:
     done = chat("http://127.0.0.1:9/v1", "-p", "T", "--model", "x")
     assert (done.returncode, done.stdout) == (1, "")

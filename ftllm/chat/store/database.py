@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ftllm.chat.store.images import tidy
 from ftllm.errors import UserError, WorkError
 
 FILE_NAME = "chats.db"
@@ -79,6 +80,9 @@ MIGRATIONS = (
     """
     ALTER TABLE sessions ADD COLUMN load TEXT NOT NULL DEFAULT '{}';  -- JSON: LoadSettings
     """,
+    """
+    ALTER TABLE messages ADD COLUMN images TEXT NOT NULL DEFAULT '[]';  -- JSON: files under `images`, see images.py
+    """,
 )
 
 
@@ -116,6 +120,11 @@ class Store:
         self.recovered = recovered
         self._connection = connection
         self._lock = threading.RLock()
+
+    @property
+    def images(self) -> Path | None:
+        """Where the images that were shown are kept; None for a store in memory."""
+        return images_of(self.path) if self.path else None
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -185,7 +194,7 @@ def open_store(path: Path | None = None) -> Store:
         connection = connect(path)
         try:
             _check(connection, path)
-            _purge(connection)
+            _purge(connection, images_of(path))
         except BaseException:
             connection.close()
             raise
@@ -306,12 +315,18 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
     doubt.unlink(missing_ok=True)
 
 
-def _purge(connection: sqlite3.Connection) -> None:
+def images_of(path: Path) -> Path:
+    """The folder of the images shown in the chats of a database."""
+    return path.with_name("images")
+
+
+def _purge(connection: sqlite3.Connection, images: Path) -> None:
     """Remove for good what was deleted long ago."""
     old = "deleted < ?", (time.time() - PURGE_SECONDS,)
     if connection.execute(f"SELECT 1 FROM sessions WHERE {old[0]}", old[1]).fetchone():
         with transaction(connection):
             connection.execute(f"DELETE FROM sessions WHERE {old[0]}", old[1])
+        tidy(images, connection)
 
 
 def _patiently(work: Callable[[], object]) -> None:

@@ -7,12 +7,14 @@ import sqlite3
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from ftllm.chat.events import Stats
 from ftllm.chat.options import ReplyOptions
 from ftllm.chat.session import ChatMessage
 from ftllm.chat.store.database import Store
+from ftllm.chat.store.images import from_row, keep, to_row
 from ftllm.chat.store.sessions import settings_from_json, settings_to_json, title_of
 from ftllm.errors import UserError
 
@@ -83,7 +85,7 @@ def shown(store: Store, session: int) -> list[Node]:
     """The messages of the branch that is shown, oldest first."""
     with store.reading() as db:
         query = f"{_SHOWN} SELECT {_COLUMNS} FROM shown JOIN messages m ON m.id = shown.id ORDER BY depth"
-        return _nodes(db.execute(query, (session,)))
+        return _nodes(store, db.execute(query, (session,)))
 
 
 def get_node(store: Store, node: int) -> Node:
@@ -93,7 +95,7 @@ def get_node(store: Store, node: int) -> Node:
         UserError: there is none.
     """
     with store.reading() as db:
-        found = _nodes(db.execute(f"SELECT {_COLUMNS} FROM messages m WHERE m.id = ?", (node,)))
+        found = _nodes(store, db.execute(f"SELECT {_COLUMNS} FROM messages m WHERE m.id = ?", (node,)))
     if not found:
         raise UserError(f"there is no message {node}")
     return found[0]
@@ -103,7 +105,7 @@ def all_nodes(store: Store, session: int) -> list[Node]:
     """Every message of a session that is not deleted, each after the one it follows."""
     with store.reading() as db:
         query = f"SELECT {_COLUMNS} FROM messages m WHERE m.session_id = ? AND m.deleted IS NULL ORDER BY m.id"
-        return _nodes(db.execute(query, (session,)))
+        return _nodes(store, db.execute(query, (session,)))
 
 
 def branches_of(store: Store, node: int) -> list[Node]:
@@ -113,7 +115,7 @@ def branches_of(store: Store, node: int) -> list[Node]:
             f"SELECT {_COLUMNS} FROM messages m JOIN messages n ON n.id = ? AND m.session_id = n.session_id"
             " AND m.parent_id IS n.parent_id WHERE m.deleted IS NULL ORDER BY m.id"
         )
-        return _nodes(db.execute(query, (node,)))
+        return _nodes(store, db.execute(query, (node,)))
 
 
 def add_message(
@@ -129,15 +131,18 @@ def add_message(
     """Add a message after another one (None: as a first one), and show it.
 
     Where `after` is followed by something already, this begins a branch. Say what `after` is from what the person
-    saw: another process may have gone on with the session meanwhile.
+    saw: another process may have gone on with the session meanwhile. Its images are copied.
+
+    Raises:
+        UserError: an image cannot be read.
     """
     author = author or Author()
     now = time.time()
     with store.writing() as db:
         cursor = db.execute(
             "INSERT INTO messages(session_id, parent_id, role, content, thought, thought_seconds, thought_tokens,"
-            " answer_tokens, stop_reason, error, stats, model, model_hash, options, created)"
-            " VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " answer_tokens, stop_reason, error, stats, model, model_hash, options, created, images)"
+            " VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 session,
                 after,
@@ -149,6 +154,7 @@ def add_message(
                 author.model_hash,
                 settings_to_json(author.options) if author.options else None,
                 now if created is None else created,
+                to_row(store.images, keep(store.images, message.images)),
             ),
         )
         number = int(cursor.lastrowid or 0)
@@ -161,15 +167,15 @@ def add_message(
         return get_node(store, number)
 
 
-def add_user(store: Store, session: int, text: str, *, after: int | None) -> Node:
+def add_user(store: Store, session: int, text: str, *, after: int | None, images: Sequence[str] = ()) -> Node:
     """Add the person's turn, and show it; as `add_message`."""
-    return add_message(store, session, ChatMessage("user", text), after=after)
+    return add_message(store, session, ChatMessage("user", text, images=tuple(images)), after=after)
 
 
 def edit(store: Store, node: int, text: str) -> Node:
     """Another version of a message, as a branch beside it, and shown; what followed the old one stays with it."""
     old = get_node(store, node)
-    changed = ChatMessage(old.message.role, text, thought=old.message.thought)
+    changed = ChatMessage(old.message.role, text, thought=old.message.thought, images=old.message.images)
     return add_message(store, old.session, changed, after=old.parent)
 
 
@@ -254,12 +260,12 @@ def _stats_to_json(stats: Stats | None) -> str | None:
     return None if stats is None else json.dumps(asdict(stats))
 
 
-def _nodes(cursor: sqlite3.Cursor) -> list[Node]:
+def _nodes(store: Store, cursor: sqlite3.Cursor) -> list[Node]:
     names = [column[0] for column in cursor.description]
-    return [_node(dict(zip(names, row, strict=True))) for row in cursor]
+    return [_node(dict(zip(names, row, strict=True)), store.images) for row in cursor]
 
 
-def _node(row: dict[str, Any]) -> Node:
+def _node(row: dict[str, Any], images: Path | None) -> Node:
     return Node(
         id=row["id"],
         session=row["session_id"],
@@ -267,6 +273,7 @@ def _node(row: dict[str, Any]) -> Node:
         message=ChatMessage(
             role=row["role"],
             content=row["content"],
+            images=from_row(images, row["images"]),
             thought=row["thought"],
             thought_seconds=row["thought_seconds"],
             thought_tokens=row["thought_tokens"],

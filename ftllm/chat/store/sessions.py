@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from ftllm.chat.options import LoadSettings, ReplyOptions
 from ftllm.chat.store.database import Store
+from ftllm.chat.store.images import tidy
 from ftllm.errors import UserError
 
 Settings = TypeVar("Settings", LoadSettings, ReplyOptions)
@@ -164,9 +165,13 @@ def restore_session(store: Store, session: int) -> None:
 
 
 def erase_session(store: Store, session: int) -> None:
-    """Remove a session for good, at once."""
+    """Remove a session for good, at once, with its images."""
     with store.writing() as db:
+        shown = [row[0] for row in db.execute("SELECT images FROM messages WHERE session_id = ?", (session,))]
         db.execute("DELETE FROM sessions WHERE id = ?", (session,))
+    with store.reading() as db:
+        if store.images is not None:
+            tidy(store.images, db, shown)
 
 
 def title_of(text: str) -> str:

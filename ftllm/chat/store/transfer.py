@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 import uuid
@@ -13,6 +14,7 @@ from typing import Any, get_args
 from ftllm.chat.options import ReplyOptions
 from ftllm.chat.session import ChatMessage, StopReason, thought_title
 from ftllm.chat.store.database import Store
+from ftllm.chat.store.images import keep_bytes
 from ftllm.chat.store.messages import Author, Node, add_message, all_nodes, show_node, shown, stats_from
 from ftllm.chat.store.sessions import (
     SessionInfo,
@@ -24,7 +26,7 @@ from ftllm.chat.store.sessions import (
 )
 from ftllm.data.shapes import conversation_of
 from ftllm.errors import UserError
-from ftllm.files import write_text
+from ftllm.files import read_image, write_text
 from ftllm.thoughts import split
 
 FORMAT = "ftllm-chat"
@@ -61,6 +63,7 @@ def to_markdown(store: Store, session: int) -> str:
         if message.thought:
             summary = thought_title(message.thought_seconds) if message.thought_seconds else "Thought"
             parts += [f"<details>\n<summary>{summary}</summary>", message.thought, "</details>"]
+        parts += [f"*(image: {Path(image).name})*" for image in message.images]
         if message.content:
             parts.append(message.content)
         if message.stop_reason not in (None, "stop"):
@@ -72,6 +75,10 @@ def to_json(store: Store, session: int) -> dict[str, Any]:
     """All of a session, every branch; `from_json` reads it.
 
     Messages are numbered from 1, each after the one it follows (`parent`); `shown` are those of the branch shown.
+    Images are in it whole, as Base64.
+
+    Raises:
+        UserError: an image that was kept is gone.
     """
     info = get_session(store, session)
     nodes = all_nodes(store, session)
@@ -141,7 +148,7 @@ def from_json(store: Store, value: object, source: str = "the session") -> Sessi
                 node = add_message(
                     store,
                     info.id,
-                    _message_from_json(message),
+                    _message_from_json(message, store),
                     after=None if parent is None else ids[parent],
                     author=_author_from_json(message),
                     error=_text(message, "error"),
@@ -192,6 +199,11 @@ def _node_to_json(node: Node, numbers: Mapping[int, int]) -> dict[str, Any]:
         "content": message.content,
         "created": node.created,
     }
+    if message.images:
+        value["images"] = [
+            {"name": path.name, "data": base64.b64encode(read_image(path)).decode("ascii")}
+            for path in map(Path, message.images)
+        ]
     if message.role == "assistant":
         value |= {
             "thought": message.thought,
@@ -208,7 +220,7 @@ def _node_to_json(node: Node, numbers: Mapping[int, int]) -> dict[str, Any]:
     return value
 
 
-def _message_from_json(value: Mapping[str, Any]) -> ChatMessage:
+def _message_from_json(value: Mapping[str, Any], store: Store) -> ChatMessage:
     if value["role"] not in NAMES:
         raise ValueError(f"the role {value['role']!r}")
     reason = value.get("stop_reason")
@@ -218,6 +230,10 @@ def _message_from_json(value: Mapping[str, Any]) -> ChatMessage:
     return ChatMessage(
         role=value["role"],
         content=_text(value, "content"),
+        images=tuple(
+            keep_bytes(store.images, _text(image, "name"), base64.b64decode(_text(image, "data"), validate=True))
+            for image in value.get("images") or ()
+        ),
         thought=_text(value, "thought"),
         thought_seconds=float(value.get("thought_seconds") or 0),
         thought_tokens=int(value.get("thought_tokens") or 0),

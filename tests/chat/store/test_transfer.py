@@ -80,6 +80,30 @@ def test_json_comes_back_as_it_was(store: Store, session: int, tmp_path: Path) -
         assert len(chats.list_sessions(other)) == 3
 
 
+def test_images_go_along(tmp_path: Path) -> None:
+    store = chats.open_store(tmp_path / "data" / "chats.db")
+    (tmp_path / "a.png").write_bytes(b"pixels")
+    info = chats.create_session(store)
+    asked = chats.add_user(store, info.id, "what", after=None, images=[str(tmp_path / "a.png")])
+    (tmp_path / "a.png").unlink()
+    value = chats.to_json(store, info.id)
+    assert value["messages"][0]["images"] == [{"name": "a.png", "data": "cGl4ZWxz"}]
+    value["messages"][0]["images"][0]["name"] = "../../../b\0.png"
+    with chats.open_store(tmp_path / "other" / "chats.db") as other:
+        (node,) = chats.shown(other, chats.from_json(other, value).id)
+        (path,) = map(Path, node.message.images)
+        assert (path.name, path.read_bytes()) == ("b.png", b"pixels")
+        assert path.is_relative_to(tmp_path / "other" / "images")
+        chats.erase_session(other, node.session)
+        assert not path.exists()
+    assert "*(image: a.png)*" in chats.to_markdown(store, info.id)
+    edited = chats.edit(store, asked.id, "what?")
+    assert edited.message.images == asked.message.images
+    value["messages"][0]["images"][0]["data"] = "?"
+    with pytest.raises(UserError, match="not a whole session"):
+        chats.from_json(store, value)
+
+
 def test_a_conversation_to_train_on_can_be_read(store: Store, tmp_path: Path) -> None:
     path = tmp_path / "row.json"
     turns = [("system", "Be kind."), ("user", "Hi"), ("assistant", "<think>\nA greeting.\n</think>\n\nHello!")]
