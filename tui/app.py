@@ -8,14 +8,22 @@ from typing import ClassVar
 
 from textual.app import App
 from textual.binding import Binding, BindingType
+from textual.command import Provider
 
 from ftllm.chat.options import ChatOptions
 from ftllm.chat.remote import Target
 from ftllm.chat.store import Store, open_store
 from ftllm.chat.voice import Voice
+from ftllm.errors import UserError
 from tui.inbox import Inbox
 from tui.screens.chat import ChatScreen
 from tui.talker import Talker
+
+
+def _commands() -> type[Provider]:
+    from tui.palette import CommandProvider
+
+    return CommandProvider
 
 
 class ChatApp(App[None]):
@@ -32,9 +40,10 @@ class ChatApp(App[None]):
 
     TITLE = "ftllm"
     CSS_PATH = "chat.tcss"
+    COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = {_commands}
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+q", "quit", "Quit", priority=True),
-        Binding("f2", "toggle_dark", "Light or dark", show=False),
+        Binding("f9", "toggle_dark", "Change between light and dark", show=False),
     ]
 
     def __init__(
@@ -49,9 +58,23 @@ class ChatApp(App[None]):
         super().__init__()
         self._conversation = ChatScreen(talker, inbox, store, model, options, clock)
 
+        if theme := (options.defaults.values.get("theme") if options.defaults else None):
+            if theme not in self.available_themes:
+                raise UserError(
+                    f"{options.defaults.path}: there is no theme {theme}",  # type: ignore[union-attr]
+                    f"there are {', '.join(sorted(self.available_themes))}",
+                )
+            self.theme = str(theme)
+
     def get_default_screen(self) -> ChatScreen:
         """The application opens on its conversation."""
         return self._conversation
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """The palette is for the conversation, not for what lies over it."""
+        if action == "command_palette":
+            return self.screen is self._conversation
+        return super().check_action(action, parameters)
 
     def action_help_quit(self) -> None:
         """Ctrl+C with nothing selected leaves, as it does elsewhere in a terminal."""

@@ -24,3 +24,14 @@ class Talker(Protocol):
 
     def answer_now(self) -> None:
         """End the thought under way."""
+
+    def set_sampling(
+        self,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repeat_penalty: float | None = None,
+    ) -> None:
+        """Sample the rest of the reply under way in another way; None leaves a setting as it is."""

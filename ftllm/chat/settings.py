@@ -88,12 +88,12 @@ class Setting:
         return self.unset if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-SYSTEM = Setting("system", "System prompt", "system", "What the model is told before the conversation")
+SYSTEM = Setting("system", "System prompt", "system", "What the model is told first")
 REPLY_SETTINGS = (
     Setting("temperature", "Temperature", "temp", "0 takes the likeliest token", float, 0, 5, unset="model"),
-    Setting("top_p", "Top-p", "top-p", "Keep the likeliest tokens that make up this share", float, 0, 1, unset="model"),
-    Setting("min_p", "Min-p", "min-p", "Drop tokens below this share of the likeliest", float, 0, 1, unset="model"),
-    Setting("top_k", "Top-k", "top-k", "Keep so many of the likeliest tokens; 0: all", int, 0, MANY, unset="model"),
+    Setting("top_p", "Top-p", "top-p", "The likeliest with this share in all", float, 0, 1, unset="model"),
+    Setting("min_p", "Min-p", "min-p", "Drop below this share of the likeliest", float, 0, 1, unset="model"),
+    Setting("top_k", "Top-k", "top-k", "So many of the likeliest; 0 for all", int, 0, MANY, unset="model"),
     Setting(
         "repeat_penalty",
         "Repeat penalty",
@@ -105,7 +105,7 @@ REPLY_SETTINGS = (
         unset="model",
     ),
     Setting("seed", "Seed", "seed", "The same seed, the same reply", int, 0, 2**32 - 1, unset="random"),
-    Setting("max_tokens", "Max tokens", "max-tokens", "Tokens of a reply at most, thoughts included", int, 1, MANY),
+    Setting("max_tokens", "Max tokens", "max-tokens", "Of a reply, thoughts included", int, 1, MANY),
     Setting("think", "Thinking", "think", "Let the model choose, or not", choices=get_args(ThinkMode)),
     Setting("think_budget", "Think budget", "budget", "Tokens of thought at most", int, 0, MANY, unset="none"),
     Setting("loops", "Loop guard", "loops", "When it goes in circles", choices=get_args(LoopMode)),

@@ -66,10 +66,20 @@ class Voice:
         if self._engine is not None and self.can_answer_now:
             self._engine.answer_now()
 
-    def set_sampling(self, **changes: float | None) -> None:
+    def set_sampling(
+        self,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repeat_penalty: float | None = None,
+    ) -> None:
         """Sample the rest of the reply in another way, as `Engine.set_sampling`; an endpoint's goes on as it began."""
         if self._engine is not None and self._current is self._engine:
-            self._engine.set_sampling(**changes)  # type: ignore[arg-type]
+            self._engine.set_sampling(
+                temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repeat_penalty=repeat_penalty
+            )
 
     def save_state(self, path: Path) -> None:
         """As `Engine.save_state`; nothing with an endpoint."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from textual.pilot import Pilot
+from textual.widgets import Input
 from tui_stage import Stage
 
 from tui.widgets.composer import Composer
@@ -116,7 +117,19 @@ async def keys(stage: Stage, pilot: Pilot[None]) -> None:
     await pilot.press("f1")
 
 
-SCENES: list[Scene] = [loading, thinking, answered, opened, stopped, failed, wide, scrolled, keys]
+async def commands(stage: Stage, pilot: Pilot[None]) -> None:
+    await answered(stage, pilot)
+    await stage.settle(pilot)
+    await pilot.press("slash")
+
+
+async def settings(stage: Stage, pilot: Pilot[None]) -> None:
+    await pilot.press("f2", "9")
+    stage.app.screen.query_one("#set-temperature", Input).cursor_blink = False
+
+
+CONVERSATION: list[Scene] = [loading, thinking, answered, opened, stopped, failed, wide, scrolled]
+SCENES = [*CONVERSATION, keys, commands, settings]
 
 
 def played(stage: Stage, scene: Scene) -> Callable[[Pilot[None]], Awaitable[None]]:

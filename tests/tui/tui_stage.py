@@ -57,6 +57,7 @@ class Replay:
         self.asked: list[list[Mapping[str, str]]] = []
         self.loads: list[tuple[Path, LoadSettings | None]] = []
         self.options: list[ReplyOptions | None] = []
+        self.sampling: list[dict[str, float | None]] = []
         self.stops = 0
         self.answers_now = 0
         self.refuse = False
@@ -77,6 +78,9 @@ class Replay:
 
     def answer_now(self) -> None:
         self.answers_now += 1
+
+    def set_sampling(self, **changes: float | None) -> None:
+        self.sampling.append(changes)
 
     @property
     def reply(self) -> int:

@@ -7,14 +7,13 @@ from typing import ClassVar
 from textual import events, on
 from textual.binding import Binding, BindingType
 
-from tui.screens.keys import KeysScreen
-from tui.screens.talk import TalkScreen
+from tui.screens.choosing import ChoosingScreen
 from tui.text import without_controls
 from tui.widgets.composer import Composer
 from tui.widgets.transcript import Clicked, EndMarker
 
 
-class ChatScreen(TalkScreen):
+class ChatScreen(ChoosingScreen):
     """One conversation with one model, and its keys."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -27,7 +26,6 @@ class ChatScreen(TalkScreen):
         Binding("pagedown", "scroll_pages(1)", "Scroll down", show=False, priority=True),
         Binding("ctrl+home", "to_start", "Go to the start", show=False, priority=True),
         Binding("ctrl+end", "to_end", "Go to the end and follow it", show=False, priority=True),
-        Binding("f1", "keys", "Keys", tooltip="Show this list"),
     ]
 
     # Actions
@@ -87,10 +85,6 @@ class ChatScreen(TalkScreen):
     def action_to_end(self) -> None:
         """Show the last line and follow it."""
         self.transcript.to_end()
-
-    def action_keys(self) -> None:
-        """Show every key."""
-        self.app.push_screen(KeysScreen([*self.BINDINGS, *self.app.BINDINGS]))
 
     def on_key(self, event: events.Key) -> None:
         """What is typed while reading is meant for the composer, unless it is a key of the transcript."""

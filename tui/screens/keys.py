@@ -1,8 +1,8 @@
-"""Every key, on one screen."""
+"""Every key and command, on one screen."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -12,46 +12,62 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
+from tui.commands import Command
+
 WRITING = [
     ("Enter", "Send the message, or queue it while a reply runs"),
     ("Ctrl+J", "Start a new line; Shift+Enter and Alt+Enter too where the terminal tells them apart"),
-    ("Tab, Shift+Tab", "Go to the next thought, to the previous one, and back"),
-    ("Enter, Space", "On a thought: open or close it; a click does the same"),
+    ("Tab, Shift+Tab", "Go to the messages, and back"),
+    ("/", "A command: Up and Down choose, Tab completes, Enter does it; // sends a message with a slash"),
     ("Ctrl+C", "Copy what is selected with the mouse or with Shift; leave when nothing is"),
+    ("Ctrl+P", "Find what can be done by typing a part of it"),
 ]
-
-
-def key_name(keys: str) -> str:
-    """`ctrl+end` as people write it: `Ctrl+End`."""
-    names = {"pageup": "PageUp", "pagedown": "PageDown", "escape": "Esc"}
-    first = keys.split(",")[0]
-    return "+".join(names.get(part, part.capitalize()) for part in first.split("+"))
-
-
-def key_rows(bindings: Sequence[BindingType]) -> list[tuple[str, str]]:
-    """What each binding is called and does."""
-    return [
-        (key_name(binding.key), binding.tooltip or binding.description)
-        for binding in bindings
-        if isinstance(binding, Binding)
-    ]
 
 
 class KeysScreen(ModalScreen[None]):
     """The keys; any of Esc, F1, Enter and Q goes back."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,f1,enter,q", "dismiss", "Back")]
+    DEFAULT_CSS = """
+    KeysScreen { align: center middle; }
+    KeysScreen #keys {
+        width: 96;
+        max-width: 96%;
+        height: auto;
+        max-height: 94%;
+        padding: 0 1;
+        border: round $primary;
+        background: $background;
+        scrollbar-size-vertical: 1;
+    }
+    KeysScreen .title { color: $text-accent; text-style: bold; margin-top: 1; }
+    KeysScreen .first { margin-top: 0; }
+    KeysScreen Horizontal { height: auto; }
+    KeysScreen Horizontal > Static:last-child { width: 1fr; }
+    """
 
-    def __init__(self, bindings: Sequence[BindingType]) -> None:
+    def __init__(self, commands: Sequence[Command]) -> None:
         super().__init__()
-        self._rows = WRITING + key_rows(bindings)
+        places = dict.fromkeys(command.place for command in commands if command.place)
+        self._parts: list[tuple[str, list[tuple[str, str]]]] = [
+            ("Writing", WRITING),
+            ("Keys", list(_by_key(commands, ""))),
+            *((f"Keys {place}", list(_by_key(commands, place))) for place in places),
+            ("Commands", [(command.words, command.help) for command in commands if command.name]),
+        ]
 
     def compose(self) -> ComposeResult:
-        width = max(len(key) for key, _ in self._rows) + 2
         with VerticalScroll(id="keys") as keys:
-            keys.border_title = "Keys"
-            keys.border_subtitle = "Esc goes back"
-            for key, what in self._rows:
-                name = Static(Content.styled(key, "bold"), markup=False)
-                name.styles.width = width
-                yield Horizontal(name, Static(Content(what), markup=False))
+            keys.border_title = "Keys and commands"
+            keys.border_subtitle = "Up, Down, PageDown: more   Esc: back"
+            for number, (title, rows) in enumerate(self._parts):
+                width = max(len(name) for name, _ in rows) + 2
+                yield Static(title, classes="title" if number else "title first", markup=False)
+                for name, what in rows:
+                    label = Static(Content.styled(name, "bold"), markup=False)
+                    label.styles.width = width
+                    yield Horizontal(label, Static(Content(what), markup=False))
+
+
+def _by_key(commands: Sequence[Command], place: str) -> Iterable[tuple[str, str]]:
+    return ((command.keys, command.help) for command in commands if command.keys and command.place == place)

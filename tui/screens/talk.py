@@ -25,6 +25,7 @@ from tui.meter import Meter
 from tui.talker import Talker
 from tui.text import one_line
 from tui.turns import Remark, ReplyTurn, Turn, UserTurn, failure_text
+from tui.widgets.completions import Completions
 from tui.widgets.composer import Composer
 from tui.widgets.status import StatusLine
 from tui.widgets.transcript import EndMarker, Moved, Transcript
@@ -79,6 +80,7 @@ class TalkScreen(Screen[None]):
             yield Transcript(self.conversation.model.stem)
             yield EndMarker()
         yield Static(id="queue", markup=False)
+        yield Completions()
         with Container(id="writing"):
             yield Composer()
         yield StatusLine()

@@ -8,6 +8,9 @@ from textual import events
 from textual.message import Message
 from textual.widgets import TextArea
 
+from tui.commands import MESSAGE_PREFIX, is_command
+from tui.widgets.completions import Completions
+
 
 class Composer(TextArea):
     """Enter sends; Ctrl+J (or Shift+Enter, Alt+Enter where the terminal tells them apart) starts a new line."""
@@ -20,6 +23,14 @@ class Composer(TextArea):
 
         text: str
 
+    @dataclass
+    class Commanded(Message):
+        """The person has finished a line that is a command."""
+
+        text: str
+
+    menu: Completions | None = None  # what the line may become, while it is a command
+
     def __init__(self) -> None:
         super().__init__(
             placeholder="Write a message: Enter sends, Ctrl+J starts a new line",
@@ -28,16 +39,44 @@ class Composer(TextArea):
         )
 
     async def _on_key(self, event: events.Key) -> None:
-        if event.key == "enter":
+        if self.menu is not None and self.menu.chosen is not None and self._choose(event.key):
+            event.stop()
+            event.prevent_default()
+        elif event.key == "enter":
             event.stop()
             event.prevent_default()
             if text := self.text.strip():
                 self.clear()
-                self.post_message(self.Sent(text))
+                self.post_message(self._finished(text))
         elif event.key in self.NEW_LINE_KEYS:
             event.stop()
             event.prevent_default()
             self.insert("\n")
+
+    def _choose(self, key: str) -> bool:
+        """Act on the list of completions; whether the key is one of its own."""
+        assert self.menu is not None
+        chosen = self.menu.chosen
+        assert chosen is not None
+        if key in ("up", "down"):
+            self.menu.move(1 if key == "down" else -1)
+        elif key == "escape":
+            self.menu.offer([])
+        elif key == "enter" and chosen.whole:
+            self.clear()
+            self.post_message(self.Commanded(chosen.line))
+        elif key in ("tab", "enter"):
+            self.load_text(chosen.line if chosen.whole else f"{chosen.line} ")
+            self.move_cursor(self.document.end)
+        else:
+            return False
+        return True
+
+    def _finished(self, text: str) -> Message:
+        """What a line is: a command, or a message; a message that begins with a slash is written with two."""
+        if is_command(text):
+            return self.Commanded(text)
+        return self.Sent(text.removeprefix("/") if text.startswith(MESSAGE_PREFIX) else text)
 
     def give_back(self, text: str) -> None:
         """Put a message that was not sent in front of what has been written since."""

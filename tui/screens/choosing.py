@@ -1,0 +1,244 @@
+"""The conversation's choices: settings, presets, models, themes, and every command by its word."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import ClassVar
+
+from textual import on
+from textual.binding import Binding, BindingType
+from textual.widgets import TextArea
+
+from ftllm.chat.defaults import Defaults, read_defaults, write_preset, write_values
+from ftllm.chat.options import ReplyOptions
+from ftllm.chat.settings import BY_NAME, OF_REPLIES, Setting, Value, Values, reply_options, values_of
+from ftllm.errors import UserError
+from tui.commands import Command, command_named, commands_of, perform
+from tui.screens.talk import TalkScreen
+from tui.widgets.completions import Completion, Completions
+from tui.widgets.composer import Composer
+
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty")
+
+
+class ChoosingScreen(TalkScreen):
+    """What is chosen goes for the next message; how tokens are sampled, for the rest of a reply under way too."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("f1", "keys", "Help", tooltip="Show every key and command"),
+        Binding("f2", "settings", "Settings", tooltip="Show and change all settings"),
+        Binding("f4", "presets", "Presets", show=False, tooltip="Take a preset: a system prompt and settings"),
+    ]
+
+    def on_mount(self) -> None:
+        """Begin as the settings file says."""
+        self.query_one(Composer).menu = self.query_one(Completions)
+        if (mode := self.defaults.values.get("thoughts")) and self._options.show_thoughts:
+            self._mode = mode  # type: ignore[assignment]
+
+    @property
+    def defaults(self) -> Defaults:
+        """What the settings file says."""
+        return self._options.defaults or Defaults()
+
+    @property
+    def values(self) -> dict[str, Value]:
+        """All settings as they are."""
+        here = {"thoughts": self._mode, "theme": self.app.theme}
+        return {**values_of(self.conversation.system, self.conversation.options), **here}
+
+    # Commands
+
+    @property
+    def commands(self) -> list[Command]:
+        """Everything that can be done here."""
+        return commands_of(self, ("in the messages", self.transcript))
+
+    @on(TextArea.Changed, "Composer")
+    def _complete(self) -> None:
+        """Offer what a line that begins with a slash may become."""
+        composer = self.query_one(Composer)
+        text = composer.text
+        offered = list(self._completions(text)) if text.startswith("/") and "\n" not in text else []
+        self.query_one(Completions).offer(offered)
+
+    def _completions(self, text: str) -> Iterable[Completion]:
+        if " " not in text:
+            named = [command for command in self.commands if command.name and text[1:].lower() in command.name]
+            for one in sorted(named, key=lambda one: not one.name.startswith(text[1:].lower())):
+                yield Completion(f"/{one.name}", one.words, one.help, not one.needs_argument)
+            return
+        command, typed = command_named(self.commands, text)
+        if command is None:
+            return
+        choices = [choice for choice in self._choices(command) if typed.lower() in choice.lower()]
+        for choice in sorted(choices, key=lambda one: not one.lower().startswith(typed.lower())):
+            if choice != typed:
+                yield Completion(f"/{command.name} {choice}", choice)
+
+    def _choices(self, command: Command) -> Iterable[str]:
+        """What may follow a command's word, as far as that can be listed."""
+        if command.action in ("presets", "keep_preset", "drop_preset"):
+            return self.defaults.presets
+        setting = next((one for one in BY_NAME.values() if one.command == command.name), None)
+        if setting is None:
+            return []
+        if setting.name == "theme":
+            return sorted(self.app.available_themes)
+        return [*setting.choices, *([setting.unset] if setting.unset else [])]
+
+    @on(Composer.Commanded)
+    async def _commanded(self, event: Composer.Commanded) -> None:
+        """Do what a line says."""
+        command, text = command_named(self.commands, event.text)
+        if command is None:
+            self._refuse(event.text, f"There is no command {event.text.split(' ')[0]}: F1 lists them; // sends a slash")
+        elif command.needs_argument and not text:
+            self._refuse(event.text, f"{command.words}: {command.help}")
+        else:
+            try:
+                if not await perform(self, command, text):
+                    self._refuse(event.text, f"{command.words}: there is nothing to do that with now")
+            except UserError as error:
+                self._refuse(event.text, "\n".join(filter(None, [error.message, error.hint])))
+
+    def begin_command(self, command: Command) -> None:
+        """Put a command's word into the composer, for its argument to be typed."""
+        composer = self.query_one(Composer)
+        composer.load_text(f"/{command.name} ")
+        composer.move_cursor(composer.document.end)
+        composer.focus()
+
+    def _refuse(self, line: str, why: str) -> None:
+        self.query_one(Composer).give_back(line)
+        self.query_one(Completions).offer([])
+        self.notify(why, severity="warning", markup=False)
+
+    def action_keys(self) -> None:
+        """Show every key and command."""
+        from tui.screens.keys import KeysScreen
+
+        self.app.push_screen(KeysScreen(self.commands))
+
+    # Settings
+
+    def action_settings(self, first: str = "temperature") -> None:
+        """Show and change all settings."""
+        from tui.screens.settings import SettingsScreen
+
+        themes = sorted(self.app.available_themes)
+        self.app.push_screen(SettingsScreen(self.values, self.defaults.presets, themes, first), self._chosen)
+
+    def action_set(self, name: str, text: str = "") -> None:
+        """Change one setting, or show it where nothing is said."""
+        if not text:
+            self.action_settings(name)
+            return
+        setting = BY_NAME[name]
+        value = setting.parse(text)
+        self.change({name: value})
+        self._say(setting, value)
+
+    def _chosen(self, chosen: object) -> None:
+        from tui.screens.settings import Chosen
+
+        if not isinstance(chosen, Chosen):
+            return
+        try:
+            self.change(chosen.values)
+            if chosen.keep:
+                self.action_keep_defaults()
+            if chosen.preset:
+                self.action_keep_preset(chosen.preset)
+        except UserError as error:
+            self._tell(error)
+
+    def change(self, values: Values) -> None:
+        """Go on with these settings; those not named stay.
+
+        Raises:
+            UserError: there is no such theme, or it cannot be kept.
+        """
+        before = self.values
+        values = {name: value for name, value in values.items() if before[name] != value}
+        if theme := values.get("theme"):
+            if theme not in self.app.available_themes:
+                raise UserError(
+                    f"there is no theme {theme}", f"there are {', '.join(sorted(self.app.available_themes))}"
+                )
+            self.app.theme = str(theme)
+        if mode := values.get("thoughts"):
+            self._mode = mode  # type: ignore[assignment]
+            for thought in (thought for turn in self.transcript.turns for thought in turn.thoughts):
+                thought.mode = self._mode
+            self.transcript.redraw_all()
+        if {"system", *OF_REPLIES} & set(values):
+            options = reply_options(values, self.conversation.options)
+            system = str(values["system"] or "") if "system" in values else None
+            self.conversation.change(options=options, system=system)
+            self._sample(values)
+        kept: Values = {name: value for name, value in values.items() if name in ("theme", "thoughts")}
+        if kept:
+            self._write(lambda path: write_values(path, kept))
+
+    def _sample(self, values: Values) -> None:
+        """Let the rest of a reply under way be sampled in the new way."""
+        changes = {name: values[name] for name in SAMPLING if values.get(name) is not None}
+        if self.busy and changes:
+            self._talker.set_sampling(**changes)  # type: ignore[arg-type]
+
+    def _say(self, setting: Setting, value: Value) -> None:
+        shown = setting.show(value) if setting.name != "system" or value else "none"
+        self.notify(f"{setting.label}: {shown[:60]}", timeout=2, markup=False)
+
+    # The settings file
+
+    def _write(self, write: Callable[..., None]) -> None:
+        """Change the settings file, and read it again."""
+        path = self.defaults.path
+        if path is not None:
+            write(path)
+            self._options = replace(self._options, defaults=read_defaults(path))
+
+    def action_keep_defaults(self) -> None:
+        """Begin new conversations with these settings."""
+        usual = values_of(None, ReplyOptions())
+        kept = {name: value if value != usual[name] else None for name, value in self._conversation_values().items()}
+        self._write(lambda path: write_values(path, kept))
+        self.notify(f"New conversations begin so ({self.defaults.path})", markup=False)
+
+    def action_keep_preset(self, name: str) -> None:
+        """Keep the system prompt and settings as a preset."""
+        usual = values_of(None, ReplyOptions())
+        kept = {key: value for key, value in self._conversation_values().items() if value != usual[key]}
+        self._write(lambda path: write_preset(path, name, kept))
+        self.notify(f"Kept as the preset {name}", timeout=3, markup=False)
+
+    def action_drop_preset(self, name: str) -> None:
+        """Remove a preset."""
+        if name not in self.defaults.presets:
+            raise UserError(f"there is no preset {name}", self._presets_there())
+        self._write(lambda path: write_preset(path, name, None))
+        self.notify(f"The preset {name} is removed", timeout=3, markup=False)
+
+    def action_presets(self, name: str = "") -> None:
+        """Take a preset."""
+        if not name and not self.defaults.presets:
+            self.notify("There is no preset yet: /keep-preset NAME makes one of the settings as they are", markup=False)
+            return
+        if not name:
+            self.action_settings("preset")
+            return
+        if name not in self.defaults.presets:
+            raise UserError(f"there is no preset {name}", self._presets_there())
+        self.change(self.defaults.presets[name])
+        self.notify(f"Preset {name}", timeout=2, markup=False)
+
+    def _presets_there(self) -> str:
+        return (
+            f"there are {', '.join(self.defaults.presets)}" if self.defaults.presets else "/keep-preset NAME makes one"
+        )
+
+    def _conversation_values(self) -> dict[str, Value]:
+        return values_of(self.conversation.system, self.conversation.options)

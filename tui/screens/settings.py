@@ -1,0 +1,178 @@
+"""How the conversation goes on: every setting on one form, checked as it is typed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, VerticalScroll
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widget import Widget
+from textual.widgets import Input, Static, TextArea
+
+from ftllm.chat.settings import BY_NAME, SETTINGS, SYSTEM, THEME, Setting, Value, Values
+from ftllm.errors import UserError
+from tui.widgets.choice import Choice
+
+PRESET = "preset"
+AS_IT_IS = "as it is"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What the person has settled on.
+
+    Attributes:
+        values: all settings.
+        keep: new conversations begin with them too.
+        preset: the name of the preset to keep them as; empty for none.
+    """
+
+    values: Values
+    keep: bool = False
+    preset: str = ""
+
+
+class Form(VerticalScroll, can_focus=False, inherit_bindings=False):
+    """Rows of fields; Up and Down go from one to the next."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up", "app.focus_previous", show=False),
+        Binding("down", "app.focus_next", show=False),
+    ]
+
+
+class SettingsScreen(ModalScreen[Chosen | None]):
+    """The form; it is dismissed with what was chosen, or with None.
+
+    Args:
+        values: the settings now.
+        presets: those there are, by name.
+        themes: the names of the themes.
+        first: the setting that has the focus at first; `PRESET` for the presets, where there are any.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "use", "Use them from the next message on"),
+        Binding("ctrl+s", "keep", "Use them, and in new conversations too", priority=True),
+        Binding("escape,f2", "dismiss(None)", "Leave everything as it was", priority=True),
+    ]
+    DEFAULT_CSS = """
+    SettingsScreen { align: center middle; }
+    SettingsScreen Form {
+        width: 84;
+        max-width: 96%;
+        height: auto;
+        max-height: 94%;
+        padding: 0 1;
+        border: round $primary;
+        background: $background;
+        scrollbar-size-vertical: 1;
+    }
+    SettingsScreen Horizontal { height: auto; }
+    SettingsScreen Horizontal > .label { width: 15; }
+    SettingsScreen Horizontal > .note { width: 1fr; color: $text-muted; margin-left: 2; }
+    SettingsScreen Horizontal > .wrong { color: $text-error; }
+    SettingsScreen Input, SettingsScreen Choice { width: 14; height: 1; padding: 0 1; background: $surface; }
+    SettingsScreen Choice:focus, SettingsScreen Input:focus { background: $primary 30%; }
+    SettingsScreen #set-theme, SettingsScreen #preset { width: 26; }
+    SettingsScreen TextArea { width: 1fr; height: 3; border: none; padding: 0 1; background: $surface; }
+    SettingsScreen .end { margin-top: 1; }
+    """
+
+    def __init__(
+        self, values: Values, presets: Mapping[str, Values], themes: Sequence[str], first: str = "temperature"
+    ) -> None:
+        super().__init__()
+        self._before = dict(values)
+        self._presets = presets
+        self._themes = themes
+        self._first = first
+
+    def compose(self) -> ComposeResult:
+        with Form() as form:
+            form.border_title = "Settings"
+            form.border_subtitle = "Enter: use   Ctrl+S: also in new conversations   Esc: back"
+            if self._presets:
+                choice = Choice([AS_IT_IS, *self._presets], AS_IT_IS, id=PRESET)
+                yield _row("Preset", choice, "What a preset does not name stays as it is")
+            for setting in SETTINGS:
+                yield _row(setting.label, self._field(setting), "" if setting is SYSTEM else setting.help)
+            name = Input(placeholder="a name", compact=True, id="keep-as")
+            yield _row("Keep as preset", name, "/preset NAME brings it back")
+
+    def on_mount(self) -> None:
+        """The field that was asked for has the focus."""
+        field = self.query_one("#preset" if self._first == PRESET else f"#set-{self._first}")
+        field.focus()
+        field.scroll_visible(animate=False)
+
+    def _field(self, setting: Setting) -> Widget:
+        value, name = self._before[setting.name], f"set-{setting.name}"
+        if setting is SYSTEM:
+            return TextArea(str(value or ""), compact=True, id=name, placeholder="none", highlight_cursor_line=False)
+        if setting is THEME or setting.choices:
+            return Choice(self._themes if setting is THEME else setting.choices, str(value), id=name)
+        text = "" if value is None else setting.show(value)
+        return Input(text, placeholder=setting.unset, compact=True, id=name, select_on_focus=True)
+
+    def _text(self, setting: Setting) -> str:
+        field = self.query_one(f"#set-{setting.name}")
+        return field.text if isinstance(field, TextArea) else field.value  # type: ignore[attr-defined]
+
+    @on(Input.Changed)
+    def _check(self, event: Input.Changed) -> None:
+        """Say what is wrong with what is typed, in place of what it is for."""
+        setting = BY_NAME.get((event.input.id or "").removeprefix("set-"))
+        if setting is None:
+            return
+        note = event.input.parent.query_one(".note", Static)  # type: ignore[union-attr]
+        try:
+            setting.parse(event.value)
+        except UserError:
+            choices = f"{setting.rule}, or empty" if setting.unset else setting.rule
+            note.update(Content(choices[:1].upper() + choices[1:]))
+            note.add_class("wrong")
+        else:
+            note.update(Content(setting.help))
+            note.remove_class("wrong")
+
+    @on(Choice.Changed, f"#{PRESET}")
+    def _fill(self, event: Choice.Changed) -> None:
+        """Put a preset's settings into the form."""
+        for name, value in {**self._before, **self._presets.get(event.value, {})}.items():
+            field, setting = self.query_one(f"#set-{name}"), BY_NAME[name]
+            if isinstance(field, TextArea):
+                field.load_text(str(value or ""))
+            else:
+                field.value = "" if value is None else setting.show(value)  # type: ignore[attr-defined]
+
+    @on(Input.Submitted)
+    def action_use(self) -> None:
+        """Go on with them."""
+        self._finish(keep=False)
+
+    def action_keep(self) -> None:
+        """Go on with them, and begin new conversations so."""
+        self._finish(keep=True)
+
+    def _finish(self, *, keep: bool) -> None:
+        values: dict[str, Value] = {}
+        for setting in SETTINGS:
+            try:
+                values[setting.name] = setting.parse(self._text(setting))
+            except UserError:
+                self.query_one(f"#set-{setting.name}").focus()
+                self.app.bell()
+                return
+        self.dismiss(Chosen(values, keep, self.query_one("#keep-as", Input).value.strip()))
+
+
+def _row(label: str, field: Widget, note: str) -> Horizontal:
+    parts = [Static(Content(label), classes="label"), field]
+    return Horizontal(*parts, *([Static(Content(note), classes="note")] if note else []))

@@ -1,0 +1,89 @@
+"""What a line that begins with a slash may become, listed above the composer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.cells import cell_len
+from textual.content import Content
+from textual.widgets import Static
+
+from tui.text import one_line
+
+ROWS = 8
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One way to go on.
+
+    Attributes:
+        line: the whole line then.
+        label: how it is listed.
+        help: what it does.
+        whole: the line can be sent so; else something is still to be typed.
+    """
+
+    line: str
+    label: str
+    help: str = ""
+    whole: bool = True
+
+
+class Completions(Static):
+    """Shows what `offer` gives it; the composer's keys move through it."""
+
+    DEFAULT_CSS = """
+    Completions {
+        width: 100%;
+        max-width: 110;
+        height: auto;
+        padding: 0 2;
+        background: $surface;
+        display: none;
+    }
+    """
+
+    def __init__(self) -> None:
+        super().__init__(markup=False)
+        self._offered: list[Completion] = []
+        self._chosen = 0
+
+    @property
+    def chosen(self) -> Completion | None:
+        """The one that is marked, while any are shown."""
+        return self._offered[self._chosen] if self._offered else None
+
+    def offer(self, completions: Sequence[Completion]) -> None:
+        """Show these; none of them hides the list."""
+        if list(completions) != self._offered:
+            self._offered, self._chosen = list(completions), 0
+        self.display = bool(self._offered)
+        self._draw()
+
+    def move(self, step: int) -> None:
+        """Mark the one before or after."""
+        self._chosen = (self._chosen + step) % len(self._offered)
+        self._draw()
+
+    def on_resize(self) -> None:
+        """Fit the new width."""
+        self._draw()
+
+    def _draw(self) -> None:
+        width = self.content_size.width
+        first = max(0, min(self._chosen - ROWS // 2, len(self._offered) - ROWS))
+        shown = self._offered[first : first + ROWS]
+        column = min(max((cell_len(one.label) for one in shown), default=0) + 2, max(width // 2, 1))
+        lines = []
+        for number, one in enumerate(shown, start=first):
+            label = one_line(one.label, column - 1)
+            line = label + " " * (column - cell_len(label))
+            rest = one_line(one.help, max(width - column - 1, 0)) if width > column + 8 else ""
+            style = "$primary bold reverse" if number == self._chosen else "bold"
+            lines.append(Content.styled(line, style) + Content.styled(" " + rest, "$text-muted"))
+        more = len(self._offered) - len(shown)
+        if more:
+            lines.append(Content.styled(f"{self._chosen + 1} of {len(self._offered)}", "$text-muted"))
+        self.update(Content("\n").join(lines))
