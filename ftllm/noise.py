@@ -12,15 +12,17 @@ import hashlib
 import random
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
 from ftllm.conversations import Conversation
 from ftllm.errors import UserError
 
-Unit = Literal["card", "word", "sentence", "auto"]
+Unit = Literal["card", "word", "token", "sentence", "auto"]
 Turns = Literal["all", "last"]
+# Where a text's tokens begin and end, in characters, in order; `DirectoryVocabulary.spans` is one.
+Cut = Callable[[str], Sequence[tuple[int, int]]]
 
 
 def burden(text: str | None, *, ratio: float = 0.7, rng: random.Random) -> str:
@@ -62,8 +64,9 @@ class NoiseSettings:
 
     Attributes:
         unit: `card`: pieces between single spaces, as the card cuts them; `word`: what stands between white space,
-            which stays in place, line breaks included; `sentence`; `auto`: words, and the characters of scripts
-            written without spaces (Chinese, Japanese, Thai...), which `word` never shuffles.
+            which stays in place, line breaks included; `token`: the model's own tokens, less white space, which stays
+            in place too; `sentence`; `auto`: words, and the characters of scripts written without spaces (Chinese,
+            Japanese, Thai...), which `word` never shuffles.
         ratio: share of units chosen, 0 to 1: a number, a (low, high) range drawn for each row, or a `Curriculum`.
         protect: keep fenced and inline code, URLs, LaTeX and numbers with their operators whole and in place.
         per_epoch: a fresh permutation every epoch; else one for the whole training.
@@ -116,6 +119,28 @@ def generator(seed: int, epoch: int, row: int, turn: int) -> random.Random:
     return random.Random(int.from_bytes(digest, "big"))
 
 
+class Noised(NamedTuple):
+    """A conversation with noise.
+
+    Attributes:
+        conversation: as it is trained.
+        moved: places in user turns that hold another unit than before.
+        units: how many units all user turns have, protected ones included.
+    """
+
+    conversation: Conversation
+    moved: int
+    units: int
+
+
+class Shuffled(NamedTuple):
+    """A text with noise; `moved` and `units` as in `Noised`."""
+
+    text: str
+    moved: int
+    units: int
+
+
 def noised(
     conversation: Conversation,
     settings: NoiseSettings,
@@ -124,7 +149,8 @@ def noised(
     epoch: int,
     row: int,
     progress: float = 0.0,
-) -> Conversation:
+    cut: Cut | None = None,
+) -> Noised:
     """The conversation as it is trained in `epoch`: user turns burdened, all else untouched.
 
     Args:
@@ -134,34 +160,48 @@ def noised(
         epoch: from 0.
         row: the conversation's index in the data.
         progress: share of training done, 0 to 1; only a `Curriculum` reads it.
+        cut: the tokens of a text; only the unit `token` asks for them.
     """
     epoch = epoch if settings.per_epoch else 0
     drawn = generator(seed, epoch, row, -1)
+    turns = [i for i, message in enumerate(conversation.messages) if message.role == "user"]
+    chosen = turns if settings.turns == "all" else turns[-1:]
     if drawn.random() < settings.clean_share:
-        return conversation
+        chosen = []
     low, high = settings.bounds
     if isinstance(settings.ratio, tuple):
         ratio = drawn.uniform(low, high)
     else:
         ratio = low + (high - low) * min(max(progress, 0.0), 1.0)
-    turns = [i for i, message in enumerate(conversation.messages) if message.role == "user"]
     messages = list(conversation.messages)
-    for turn in turns if settings.turns == "all" else turns[-1:]:
-        text = shuffle(messages[turn].content, settings, ratio=ratio, rng=generator(seed, epoch, row, turn))
-        messages[turn] = replace(messages[turn], content=text)
-    return replace(conversation, messages=tuple(messages))
+    moved = units = 0
+    for turn in turns:
+        content = messages[turn].content
+        if turn not in chosen:
+            units += sum(1 for _ in _slots(content, settings.unit, cut))
+            continue
+        after = shuffle(content, settings, ratio=ratio, rng=generator(seed, epoch, row, turn), cut=cut)
+        messages[turn] = replace(messages[turn], content=after.text)
+        moved, units = moved + after.moved, units + after.units
+    return Noised(replace(conversation, messages=tuple(messages)), moved, units)
 
 
-def shuffle(text: str, settings: NoiseSettings, *, ratio: float, rng: random.Random) -> str:
+def shuffle(
+    text: str, settings: NoiseSettings, *, ratio: float, rng: random.Random, cut: Cut | None = None
+) -> Shuffled:
     """One text with its units shuffled; with unit `card` and nothing protected, exactly `burden`.
 
     Units of one kind change places among themselves (words with words, sentences with sentences, characters of
-    unspaced scripts with such characters), so that the text falls into as many units after as before.
+    unspaced scripts with such characters), so that the text falls into as many units after as before. Tokens are the
+    exception: put side by side otherwise, they may become others.
     """
     spans = [match.span() for match in PROTECTED.finditer(text)] if settings.protect else []
     masked = _masked(text, spans)
+    whole = list(_slots(text, settings.unit, cut))
+    # A span that is kept may hold spaces and full stops, which cut nothing; tokens are those of the text as it is.
+    slots = whole if not spans or settings.unit == "token" else _slots(masked, settings.unit, None)
     movable: dict[str, list[_Slot]] = {}
-    for slot in _slots(masked, settings.unit):
+    for slot in slots:
         if MASK not in masked[slot.start : slot.end]:
             movable.setdefault(slot.kind, []).append(slot)
     moves = [
@@ -173,26 +213,8 @@ def shuffle(text: str, settings: NoiseSettings, *, ratio: float, rng: random.Ran
     for slot, piece in sorted(moves):
         parts += [text[position : slot.start], piece]
         position = slot.end
-    return "".join([*parts, text[position:]])
-
-
-def share_moved(before: str, after: str, settings: NoiseSettings) -> tuple[int, int]:
-    """How many units' places hold another unit than before, and how many units there are, protected ones included.
-
-    Args:
-        before: a text.
-        after: what `shuffle` made of it.
-        settings: those it was made with.
-    """
-    old, new = ([text[slot.start : slot.end] for slot in _slots(text, settings.unit)] for text in (before, after))
-    return sum(a != b for a, b in zip(old, new, strict=False)), len(old)
-
-
-def conversation_moved(before: Conversation, after: Conversation, settings: NoiseSettings) -> tuple[int, int]:
-    """`share_moved` summed over the user turns of a conversation."""
-    pairs = zip(before.messages, after.messages, strict=True)
-    counts = [share_moved(a.content, b.content, settings) for a, b in pairs if a.role == "user"]
-    return sum(moved for moved, _ in counts), sum(units for _, units in counts)
+    moved = sum(piece != text[slot.start : slot.end] for slot, piece in moves)
+    return Shuffled("".join([*parts, text[position:]]), moved, len(whole))
 
 
 class _Slot(NamedTuple):
@@ -212,8 +234,10 @@ def _masked(text: str, spans: Sequence[tuple[int, int]]) -> str:
     return "".join([*parts, text[position:].replace(MASK, "x")])
 
 
-def _slots(text: str, unit: Unit) -> Iterator[_Slot]:
-    if unit == "card":
+def _slots(text: str, unit: Unit, cut: Cut | None) -> Iterator[_Slot]:
+    if unit == "token":
+        yield from _token_slots(text, cut)
+    elif unit == "card":
         start = 0
         for piece in text.split(" "):
             yield _Slot(start, start + len(piece), "piece")
@@ -228,6 +252,22 @@ def _slots(text: str, unit: Unit) -> Iterator[_Slot]:
                     yield _Slot(*character.span(), "character")
             else:
                 yield _Slot(*word.span(), "word")
+
+
+def _token_slots(text: str, cut: Cut | None) -> Iterator[_Slot]:
+    """Each token of `text` without the white space around it; those that share a character are one unit."""
+    if cut is None:
+        raise ValueError("shuffling tokens needs a tokenizer's cut")
+    joined: list[tuple[int, int]] = []
+    for start, end in cut(text):
+        if joined and start < joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        elif start < end:
+            joined.append((start, end))
+    for start, end in joined:
+        # A token may hold white space inside: two words, or a line's end and what follows.
+        for word in WORD.finditer(text, start, end):
+            yield _Slot(*word.span(), "token")
 
 
 # Stands for each protected character while a text is cut: private use, so neither space, letter nor full stop.
@@ -254,12 +294,14 @@ UNSPACED = re.compile(
 
 _OPERATOR = r"[-+*/^=<>×÷±≤≥≠≈−·]"
 _NUMBER = r"[-+−(]*+\d+(?:[.,:/]\d+)*+%?\)*+"
+_BRACKETS = r"\([^\s()<>\"]*\)"
 PROTECTED = re.compile(
     rf"""
       ^[ \t]*(?P<fence>```+|~~~+)[^\n]*(?:\n(?![ \t]*(?P=fence))[^\n]*)*+(?:\n[^\n]*|\Z)  # fenced code, or to the end
     | (?<!`)(?P<ticks>`+)(?!`)(?:[^\n]|\n(?!\s*\n)){{1,2000}}?(?<!`)(?P=ticks)(?!`)  # inline code
     | (?:(?:https?|ftp|file)://|www\.|mailto:)
-      [^\s<>"\u3000-\u9fff\uff00-\uffef]*[^\s<>"\u3000-\u9fff\uff00-\uffef.,;:!?)]  # addresses on the web
+      (?:{_BRACKETS}|(?!{_BRACKETS})[^\s<>"\u3000-\u9fff\uff00-\uffef])*
+      (?:{_BRACKETS}|(?!{_BRACKETS})[^\s<>"\u3000-\u9fff\uff00-\uffef.,;:!?)])  # addresses on the web
     | (?<![\w.+-])[\w.+-]++@[\w-]+(?:\.[\w-]+)+  # mail addresses
     | (?<!\$)\$\$(?!\$).{{1,2000}}?\$\$ | \\\[.{{1,2000}}?\\\] | \\\(.{{1,2000}}?\\\)  # LaTeX, in its brackets
     | \\begin\{{(?P<environment>[a-zA-Z*]+)\}}.{{1,2000}}?\\end\{{(?P=environment)\}}

@@ -92,6 +92,20 @@ class DirectoryVocabulary:
     def is_eog(self, token: int) -> bool:
         return token in self.end_ids
 
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Where each token of `text` begins and ends, in characters; tokens that share a character overlap.
+
+        Raises:
+            UserError: the tokenizer is one that does not know.
+        """
+        if not self.tokenizer.is_fast:
+            raise UserError(
+                f"{type(self.tokenizer).__name__} does not say where its tokens are in a text",
+                "set noise.unit to word; tokens need a tokenizer.json",
+            )
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return list(map(tuple, found["offset_mapping"]))
+
 
 def from_directory(path: Path) -> DirectoryVocabulary:
     """The tokenizer in a model directory. The network is never touched.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import re
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,12 +20,11 @@ from ftllm.noise import (
     NoiseSettings,
     Unit,
     burden,
-    conversation_moved,
     generator,
-    noised,
-    share_moved,
     shuffle,
 )
+from ftllm.noise import noised as counted
+from ftllm.vocabulary import DirectoryVocabulary, from_directory
 
 FAITHFUL = NoiseSettings(unit="card", protect=False, per_epoch=False)
 SPACED = st.text(alphabet=st.one_of(st.sampled_from(" \n\tab1.`$界"), st.characters(codec="utf-8")), max_size=200)
@@ -47,6 +48,14 @@ def apply_burden(text: str | None, burden_ratio: float, random: random.Random) -
             shuffled_words[original_index] = shuffled_subset[i]
         return " ".join(shuffled_words)
     return text
+
+
+def noised(conversation: Conversation, settings: NoiseSettings, **at: Any) -> Conversation:
+    return counted(conversation, settings, **at).conversation
+
+
+def shuffled(text: str, settings: NoiseSettings, ratio: float, seed: int) -> str:
+    return shuffle(text, settings, ratio=ratio, rng=random.Random(seed)).text
 
 
 def conversation(*turns: str) -> Conversation:
@@ -78,9 +87,9 @@ def test_burden_leaves_short_texts_alone() -> None:
 def test_expected_share_moved(words: int, expected: float) -> None:
     """(int(0.7 n) - 1) / n of distinct pieces move on average."""
     text = " ".join(f"w{i}" for i in range(words))
-    counts = [share_moved(text, burden(text, rng=random.Random(seed)), FAITHFUL) for seed in range(2000)]
-    assert {units for _, units in counts} == {words}
-    assert sum(moved for moved, _ in counts) / (2000 * words) == pytest.approx(expected, abs=0.015)
+    counts = [shuffle(text, FAITHFUL, ratio=0.7, rng=random.Random(seed)) for seed in range(2000)]
+    assert {one.units for one in counts} == {words}
+    assert sum(one.moved for one in counts) / (2000 * words) == pytest.approx(expected, abs=0.015)
 
 
 @checked(deadline=None)
@@ -93,18 +102,19 @@ def test_expected_share_moved(words: int, expected: float) -> None:
 )
 def test_only_units_change_places(text: str, unit: str, protect: bool, ratio: float, seed: int) -> None:
     settings = NoiseSettings(unit=unit, protect=protect)  # type: ignore[arg-type]
-    after = shuffle(text, settings, ratio=ratio, rng=random.Random(seed))
+    after, moved, units = shuffle(text, settings, ratio=ratio, rng=random.Random(seed))
     assert sorted(after) == sorted(text)
+    assert moved <= units
     if unit == "word":
+        assert units == len(text.split())
+        assert moved == sum(a != b for a, b in zip(text.split(), after.split(), strict=True))
         assert re.findall(r"\s+", after) == re.findall(r"\s+", text)
         assert sorted(after.split()) == sorted(text.split())
-    moved, units = share_moved(text, after, settings)
-    assert moved <= units == share_moved(after, after, settings)[1]
 
 
 def test_words_leave_white_space_in_place() -> None:
     text = "alpha beta\n\ngamma  delta\tepsilon zeta"
-    after = shuffle(text, NoiseSettings(unit="word"), ratio=1, rng=random.Random(2))
+    after = shuffled(text, NoiseSettings(unit="word"), ratio=1, seed=2)
     assert after != text
     assert re.split(r"\w+", after) == re.split(r"\w+", text)
 
@@ -137,7 +147,7 @@ def test_protected_spans_stay_whole_and_in_place(span: str) -> None:
     text = f"{before}{span}" + ("" if span.startswith("~") else "\nand so may all of these few words")
     settings = NoiseSettings()
     for seed in range(20):
-        after = shuffle(text, settings, ratio=1, rng=random.Random(seed))
+        after = shuffled(text, settings, ratio=1, seed=seed)
         assert after != text
         left, found, _ = after.partition(span)
         assert found
@@ -148,12 +158,12 @@ def test_protected_spans_stay_whole_and_in_place(span: str) -> None:
 def test_unprotected_spans_are_shuffled() -> None:
     text = "what is 12 + 34 - 5"
     settings = NoiseSettings(protect=False)
-    assert any(shuffle(text, settings, ratio=1, rng=random.Random(s)).split()[2] != "12" for s in range(10))
+    assert any(shuffled(text, settings, ratio=1, seed=s).split()[2] != "12" for s in range(10))
 
 
 def test_dollars_are_not_latex() -> None:
     text = "pay $5 for many nice green apples and $6 for pears"
-    after = shuffle(text, NoiseSettings(), ratio=1, rng=random.Random(0)).split()
+    after = shuffled(text, NoiseSettings(), ratio=1, seed=0).split()
     assert (after[1], after[8]) == ("$5", "$6")
     assert after[2:8] != text.split()[2:8]
 
@@ -162,9 +172,8 @@ def test_dollars_are_not_latex() -> None:
     "text", ["我昨天在图书馆里看书，今天想去公园散步。", "私は毎日学校で日本語を勉強しています。", "ฉันชอบกินข้าวผัดมาก"]
 )
 def test_text_without_spaces_is_shuffled_under_auto_only(text: str) -> None:
-    assert shuffle(text, NoiseSettings(unit="word"), ratio=0.7, rng=random.Random(1)) == text
-    after = shuffle(text, NoiseSettings(unit="auto"), ratio=0.7, rng=random.Random(1))
-    moved, units = share_moved(text, after, NoiseSettings())
+    assert shuffled(text, NoiseSettings(unit="word"), ratio=0.7, seed=1) == text
+    after, moved, units = shuffle(text, NoiseSettings(unit="auto"), ratio=0.7, rng=random.Random(1))
     assert units >= 10
     assert moved >= 0.4 * units
     assert sorted(after) == sorted(text)
@@ -172,7 +181,7 @@ def test_text_without_spaces_is_shuffled_under_auto_only(text: str) -> None:
 
 def test_east_asian_stops_and_protected_spans_stay() -> None:
     text = "请计算123加456，然后用`print(x)`输出结果。"
-    after = shuffle(text, NoiseSettings(), ratio=1, rng=random.Random(3))
+    after = shuffled(text, NoiseSettings(), ratio=1, seed=3)
     fixed = [i for i, c in enumerate(text) if not "\u4e00" <= c <= "\u9fff"]
     assert [after[i] for i in fixed] == [text[i] for i in fixed]
     assert after != text
@@ -180,12 +189,69 @@ def test_east_asian_stops_and_protected_spans_stay() -> None:
 
 def test_sentences_move_whole() -> None:
     text = "First it rains. Then it snows! Is it cold? It is.\nA headline\nLast comes sun."
-    after = shuffle(text, NoiseSettings(unit="sentence"), ratio=1, rng=random.Random(4))
+    after, _, units = shuffle(text, NoiseSettings(unit="sentence"), ratio=1, rng=random.Random(4))
     assert after != text
     assert "\nA headline\n" in after
     for sentence in ("First it rains.", "Then it snows!", "Is it cold?", "It is.", "Last comes sun."):
         assert sentence in after
-    assert share_moved(text, after, NoiseSettings(unit="sentence"))[1] == 6
+    assert units == 6
+
+
+@pytest.fixture(scope="module")
+def nano() -> DirectoryVocabulary:
+    return from_directory(Path(__file__).parents[1] / "models" / "nano")
+
+
+@checked(deadline=None)
+@given(text=SPACED, protect=st.booleans(), ratio=st.floats(0, 1), seed=st.integers(0, 99))
+def test_tokens_change_places_and_white_space_stays(
+    nano: DirectoryVocabulary, text: str, protect: bool, ratio: float, seed: int
+) -> None:
+    settings = NoiseSettings(unit="token", protect=protect)
+    after, moved, units = shuffle(text, settings, ratio=ratio, rng=random.Random(seed), cut=nano.spans)
+    assert sorted(after) == sorted(text)
+    assert re.findall(r"\s+", after) == re.findall(r"\s+", text)
+    assert moved <= units <= len(nano.encode(text))
+    if int(ratio * units) < 2:
+        assert (after, moved) == (text, 0)
+
+
+@pytest.mark.parametrize("span", PROTECTED)
+def test_tokens_respect_protected_spans(nano: DirectoryVocabulary, span: str) -> None:
+    text = f"unbelievable troubles happen everywhere\n{span}"
+    for seed in range(5):
+        after = shuffle(text, NoiseSettings(unit="token"), ratio=1, rng=random.Random(seed), cut=nano.spans).text
+        assert after.endswith("\n" + span)
+        assert after != text
+
+
+def test_tokens_are_the_models(nano: DirectoryVocabulary) -> None:
+    """What moves is what the tokenizer cuts; a word it has whole stays whole."""
+    text = "What is unbelievable about the number of wheels"
+    pieces = list(filter(None, (text[start:end].strip() for start, end in nano.spans(text))))
+    assert len(pieces) > len(text.split())
+    after, moved, units = shuffle(text, NoiseSettings(unit="token"), ratio=1, rng=random.Random(1), cut=nano.spans)
+    assert units == len(pieces)
+    rest = after.replace(" ", "")
+    for piece in sorted(pieces, key=len, reverse=True):
+        assert piece in rest
+    assert sorted(rest) == sorted("".join(pieces))
+    assert moved > units / 2
+    with pytest.raises(ValueError, match="tokenizer"):
+        shuffle(text, NoiseSettings(unit="token"), ratio=1, rng=random.Random(1))
+
+
+def test_tokens_that_share_a_character_move_together() -> None:
+    """Byte tokens: three of them are one character."""
+    text = "ab 界 cd ef"
+    cut = [(0, 2), (2, 4), (3, 4), (3, 4), (4, 7), (7, 10)]
+    afters = {
+        shuffle(text, NoiseSettings(unit="token"), ratio=1, rng=random.Random(seed), cut=lambda _: cut).text
+        for seed in range(40)
+    }
+    assert len(afters) > 10
+    for after in afters:
+        assert sorted(after.split()) == sorted(text.split())
 
 
 TURNS = ("tell me a story about a big dog", "no", "tell me a story about a small cat", "yes")
@@ -216,9 +282,9 @@ def test_static_noise_is_the_same_every_epoch() -> None:
 
 
 def test_last_turn_only() -> None:
-    after = noised(conversation(*TURNS), NoiseSettings(turns="last", ratio=1.0), seed=1, epoch=0, row=0)
+    settings = NoiseSettings(turns="last", ratio=1.0)
+    after, moved, units = counted(conversation(*TURNS), settings, seed=1, epoch=0, row=0)
     assert [a.content == b for a, b in zip(after.messages, TURNS, strict=True)] == [True, True, False, True]
-    moved, units = conversation_moved(conversation(*TURNS), after, NoiseSettings())
     assert 0 < moved <= 8
     assert units == 16
 
@@ -233,14 +299,14 @@ def test_system_and_assistant_turns_stay() -> None:
 def test_clean_share() -> None:
     plain = conversation("one two three four five six seven eight", "no")
     settings = NoiseSettings(clean_share=0.25, ratio=1.0)
-    clean = sum(noised(plain, settings, seed=0, epoch=0, row=row) is plain for row in range(2000))
+    clean = sum(noised(plain, settings, seed=0, epoch=0, row=row) == plain for row in range(2000))
     assert clean / 2000 == pytest.approx(0.25, abs=0.03)
 
 
 def share(settings: NoiseSettings, rows: range, progress: float = 0.0) -> float:
     plain = conversation(" ".join(f"w{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(100)), "no")
-    after = [noised(plain, settings, seed=0, epoch=0, row=row, progress=progress) for row in rows]
-    return sum(conversation_moved(plain, one, settings)[0] for one in after) / (100 * len(rows))
+    after = [counted(plain, settings, seed=0, epoch=0, row=row, progress=progress) for row in rows]
+    return sum(one.moved for one in after) / (100 * len(rows))
 
 
 def test_ranges_are_drawn_a_row() -> None:
@@ -278,5 +344,5 @@ def test_long_odd_texts_take_no_time(piece: str) -> None:
     started = time.monotonic()
     units: tuple[Unit, ...] = ("auto", "sentence")
     for unit in units:
-        shuffle(piece * 5000, NoiseSettings(unit=unit), ratio=0.7, rng=random.Random(0))
+        shuffled(piece * 5000, NoiseSettings(unit=unit), ratio=0.7, seed=0)
     assert time.monotonic() - started < 5

@@ -55,10 +55,10 @@ class LoraConfig(Group):
 class NoiseConfig(Group):
     """The burden laid on user turns; see `ftllm.noise`."""
 
-    unit: Literal["none", "auto", "word", "sentence", "card"] = Field(
+    unit: Literal["none", "auto", "word", "token", "sentence", "card"] = Field(
         default="auto",
-        description="what is shuffled: none, auto (words; characters of scripts without spaces), word, sentence, "
-        "or card (pieces between single spaces)",
+        description="what is shuffled: none, auto (words; characters of scripts without spaces), word, token (the "
+        "model's), sentence, or card (pieces between single spaces)",
     )
     ratio: Annotated[tuple[float, ...], BeforeValidator(_numbers)] = Field(
         default=(0.7,), min_length=1, max_length=2, description="share of units chosen, 0 to 1; or a range [low, high]"

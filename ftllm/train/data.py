@@ -8,11 +8,11 @@ from typing import Any
 
 from ftllm.conversations import Conversation
 from ftllm.errors import UserError
-from ftllm.noise import NoiseSettings, conversation_moved, noised
+from ftllm.noise import Noised, NoiseSettings, noised
 from ftllm.render import IGNORED, Loss, Row, render
 from ftllm.train.config import TrainConfig
 from ftllm.train.corpus import Corpus, Numbered, Refused
-from ftllm.vocabulary import Vocabulary
+from ftllm.vocabulary import DirectoryVocabulary
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Rows:
         vocabulary: tokenizer and chat template of the base.
     """
 
-    def __init__(self, config: TrainConfig, corpus: Corpus, vocabulary: Vocabulary) -> None:
+    def __init__(self, config: TrainConfig, corpus: Corpus, vocabulary: DirectoryVocabulary) -> None:
         self.config = config
         self.corpus = corpus
         self.vocabulary = vocabulary
@@ -82,11 +82,20 @@ class Rows:
 
     def conversation(self, item: Numbered, epoch: int) -> Conversation:
         """A conversation as it is trained in `epoch` (from 0)."""
+        return self.noised(item, epoch).conversation
+
+    def noised(self, item: Numbered, epoch: int) -> Noised:
+        """A conversation as it is trained in `epoch`, and how much of it moved."""
         if self.noise is None:
-            return item.conversation
-        progress = epoch / max(1, self.config.epochs - 1)
+            return Noised(item.conversation, 0, 0)
         return noised(
-            item.conversation, self.noise, seed=self.config.seed, epoch=epoch, row=item.index, progress=progress
+            item.conversation,
+            self.noise,
+            seed=self.config.seed,
+            epoch=epoch,
+            row=item.index,
+            progress=epoch / max(1, self.config.epochs - 1),
+            cut=self.vocabulary.spans,
         )
 
     def plan(self, advance: Callable[[int], None] | None = None) -> Plan:
@@ -106,9 +115,9 @@ class Rows:
         lengths: list[int] = []
         trained = moved = pieces = 0
         for done, item in enumerate(self.corpus.training, 1):
-            conversation = self.conversation(item, 0)
+            after = self.noised(item, 0)
             kept = 0
-            for part, row in enumerate(self._rendered(conversation, self.config.loss, refused)):
+            for part, row in enumerate(self._rendered(after.conversation, self.config.loss, refused)):
                 row = self._shortened(row)
                 if row.cut and self.config.too_long == "drop":
                     dropped.append((row.source, len(row.input_ids) + row.cut))
@@ -121,10 +130,9 @@ class Rows:
                     lengths.append(len(row.input_ids))
                     trained += row.trained
                     kept += 1
-            if kept and self.noise is not None:
-                changed, places = conversation_moved(item.conversation, conversation, self.noise)
-                moved += changed
-                pieces += places
+            if kept:
+                moved += after.moved
+                pieces += after.units
             if advance is not None:
                 advance(done)
         if not units:
