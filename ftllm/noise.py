@@ -21,8 +21,9 @@ from ftllm.errors import UserError
 
 Unit = Literal["card", "word", "token", "sentence", "auto"]
 Turns = Literal["all", "last"]
-# Where a text's tokens begin and end, in characters, in order; `DirectoryVocabulary.spans` is one.
-Cut = Callable[[str], Sequence[tuple[int, int]]]
+Span = tuple[int, int]  # where a part of a text begins and ends, in characters
+# The tokens of a text, in order; `DirectoryVocabulary.spans` is one.
+Cut = Callable[[str], Sequence[Span]]
 
 
 def burden(text: str | None, *, ratio: float = 0.7, rng: random.Random) -> str:
@@ -124,20 +125,25 @@ class Noised(NamedTuple):
 
     Attributes:
         conversation: as it is trained.
-        moved: places in user turns that hold another unit than before.
+        spans: of each message, the places that hold another unit than before.
         units: how many units all user turns have, protected ones included.
     """
 
     conversation: Conversation
-    moved: int
+    spans: tuple[tuple[Span, ...], ...]
     units: int
+
+    @property
+    def moved(self) -> int:
+        """How many places hold another unit than before."""
+        return sum(map(len, self.spans))
 
 
 class Shuffled(NamedTuple):
-    """A text with noise; `moved` and `units` as in `Noised`."""
+    """A text with noise: `spans` are the places that hold another unit than before, `units` how many there are."""
 
     text: str
-    moved: int
+    spans: tuple[Span, ...]
     units: int
 
 
@@ -174,7 +180,8 @@ def noised(
     else:
         ratio = low + (high - low) * min(max(progress, 0.0), 1.0)
     messages = list(conversation.messages)
-    moved = units = 0
+    spans: list[tuple[Span, ...]] = [()] * len(messages)
+    units = 0
     for turn in turns:
         content = messages[turn].content
         if turn not in chosen:
@@ -182,8 +189,9 @@ def noised(
             continue
         after = shuffle(content, settings, ratio=ratio, rng=generator(seed, epoch, row, turn), cut=cut)
         messages[turn] = replace(messages[turn], content=after.text)
-        moved, units = moved + after.moved, units + after.units
-    return Noised(replace(conversation, messages=tuple(messages)), moved, units)
+        spans[turn] = after.spans
+        units += after.units
+    return Noised(replace(conversation, messages=tuple(messages)), tuple(spans), units)
 
 
 def shuffle(
@@ -209,12 +217,15 @@ def shuffle(
         for slots in movable.values()
         for slot, piece in zip(slots, _shuffled([text[s.start : s.end] for s in slots], ratio, rng), strict=True)
     ]
-    parts, position = [], 0
+    parts, position, written = [], 0, 0
+    moved: list[Span] = []
     for slot, piece in sorted(moves):
         parts += [text[position : slot.start], piece]
+        written += slot.start - position + len(piece)
         position = slot.end
-    moved = sum(piece != text[slot.start : slot.end] for slot, piece in moves)
-    return Shuffled("".join([*parts, text[position:]]), moved, len(whole))
+        if piece != text[slot.start : slot.end]:
+            moved.append((written - len(piece), written))
+    return Shuffled("".join([*parts, text[position:]]), tuple(moved), len(whole))
 
 
 class _Slot(NamedTuple):
@@ -225,7 +236,7 @@ class _Slot(NamedTuple):
     kind: str
 
 
-def _masked(text: str, spans: Sequence[tuple[int, int]]) -> str:
+def _masked(text: str, spans: Sequence[Span]) -> str:
     """`text`, as long as before, with every character inside `spans` made `MASK`, and no other one."""
     parts, position = [], 0
     for start, end in spans:
@@ -258,7 +269,7 @@ def _token_slots(text: str, cut: Cut | None) -> Iterator[_Slot]:
     """Each token of `text` without the white space around it; those that share a character are one unit."""
     if cut is None:
         raise ValueError("shuffling tokens needs a tokenizer's cut")
-    joined: list[tuple[int, int]] = []
+    joined: list[Span] = []
     for start, end in cut(text):
         if joined and start < joined[-1][1]:
             joined[-1] = (joined[-1][0], max(end, joined[-1][1]))

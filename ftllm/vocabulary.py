@@ -104,7 +104,7 @@ class DirectoryVocabulary:
                 "set noise.unit to word; tokens need a tokenizer.json",
             )
         found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return list(map(tuple, found["offset_mapping"]))
+        return [(start, end) for start, end in found["offset_mapping"]]
 
 
 def from_directory(path: Path) -> DirectoryVocabulary:

@@ -89,7 +89,7 @@ def test_expected_share_moved(words: int, expected: float) -> None:
     text = " ".join(f"w{i}" for i in range(words))
     counts = [shuffle(text, FAITHFUL, ratio=0.7, rng=random.Random(seed)) for seed in range(2000)]
     assert {one.units for one in counts} == {words}
-    assert sum(one.moved for one in counts) / (2000 * words) == pytest.approx(expected, abs=0.015)
+    assert sum(len(one.spans) for one in counts) / (2000 * words) == pytest.approx(expected, abs=0.015)
 
 
 @checked(deadline=None)
@@ -102,12 +102,13 @@ def test_expected_share_moved(words: int, expected: float) -> None:
 )
 def test_only_units_change_places(text: str, unit: str, protect: bool, ratio: float, seed: int) -> None:
     settings = NoiseSettings(unit=unit, protect=protect)  # type: ignore[arg-type]
-    after, moved, units = shuffle(text, settings, ratio=ratio, rng=random.Random(seed))
+    after, spans, units = shuffle(text, settings, ratio=ratio, rng=random.Random(seed))
     assert sorted(after) == sorted(text)
-    assert moved <= units
+    assert len(spans) <= units
     if unit == "word":
         assert units == len(text.split())
-        assert moved == sum(a != b for a, b in zip(text.split(), after.split(), strict=True))
+        changed = [b for a, b in zip(text.split(), after.split(), strict=True) if a != b]
+        assert [after[start:end] for start, end in spans] == changed
         assert re.findall(r"\s+", after) == re.findall(r"\s+", text)
         assert sorted(after.split()) == sorted(text.split())
 
@@ -173,9 +174,9 @@ def test_dollars_are_not_latex() -> None:
 )
 def test_text_without_spaces_is_shuffled_under_auto_only(text: str) -> None:
     assert shuffled(text, NoiseSettings(unit="word"), ratio=0.7, seed=1) == text
-    after, moved, units = shuffle(text, NoiseSettings(unit="auto"), ratio=0.7, rng=random.Random(1))
+    after, spans, units = shuffle(text, NoiseSettings(unit="auto"), ratio=0.7, rng=random.Random(1))
     assert units >= 10
-    assert moved >= 0.4 * units
+    assert len(spans) >= 0.4 * units
     assert sorted(after) == sorted(text)
 
 
@@ -208,12 +209,12 @@ def test_tokens_change_places_and_white_space_stays(
     nano: DirectoryVocabulary, text: str, protect: bool, ratio: float, seed: int
 ) -> None:
     settings = NoiseSettings(unit="token", protect=protect)
-    after, moved, units = shuffle(text, settings, ratio=ratio, rng=random.Random(seed), cut=nano.spans)
+    after, spans, units = shuffle(text, settings, ratio=ratio, rng=random.Random(seed), cut=nano.spans)
     assert sorted(after) == sorted(text)
     assert re.findall(r"\s+", after) == re.findall(r"\s+", text)
-    assert moved <= units <= len(nano.encode(text))
+    assert len(spans) <= units <= len(nano.encode(text))
     if int(ratio * units) < 2:
-        assert (after, moved) == (text, 0)
+        assert (after, spans) == (text, ())
 
 
 @pytest.mark.parametrize("span", PROTECTED)
@@ -230,13 +231,13 @@ def test_tokens_are_the_models(nano: DirectoryVocabulary) -> None:
     text = "What is unbelievable about the number of wheels"
     pieces = list(filter(None, (text[start:end].strip() for start, end in nano.spans(text))))
     assert len(pieces) > len(text.split())
-    after, moved, units = shuffle(text, NoiseSettings(unit="token"), ratio=1, rng=random.Random(1), cut=nano.spans)
+    after, spans, units = shuffle(text, NoiseSettings(unit="token"), ratio=1, rng=random.Random(1), cut=nano.spans)
     assert units == len(pieces)
     rest = after.replace(" ", "")
     for piece in sorted(pieces, key=len, reverse=True):
         assert piece in rest
     assert sorted(rest) == sorted("".join(pieces))
-    assert moved > units / 2
+    assert len(spans) > units / 2
     with pytest.raises(ValueError, match="tokenizer"):
         shuffle(text, NoiseSettings(unit="token"), ratio=1, rng=random.Random(1))
 
@@ -283,10 +284,12 @@ def test_static_noise_is_the_same_every_epoch() -> None:
 
 def test_last_turn_only() -> None:
     settings = NoiseSettings(turns="last", ratio=1.0)
-    after, moved, units = counted(conversation(*TURNS), settings, seed=1, epoch=0, row=0)
-    assert [a.content == b for a, b in zip(after.messages, TURNS, strict=True)] == [True, True, False, True]
-    assert 0 < moved <= 8
-    assert units == 16
+    after = counted(conversation(*TURNS), settings, seed=1, epoch=0, row=0)
+    changed = [a.content == b for a, b in zip(after.conversation.messages, TURNS, strict=True)]
+    assert changed == [True, True, False, True]
+    assert [bool(spans) for spans in after.spans] == [False, False, True, False]
+    assert 0 < after.moved <= 8
+    assert after.units == 16
 
 
 def test_system_and_assistant_turns_stay() -> None:

@@ -87,7 +87,7 @@ class Rows:
     def noised(self, item: Numbered, epoch: int) -> Noised:
         """A conversation as it is trained in `epoch`, and how much of it moved."""
         if self.noise is None:
-            return Noised(item.conversation, 0, 0)
+            return Noised(item.conversation, ((),) * len(item.conversation.messages), 0)
         return noised(
             item.conversation,
             self.noise,
