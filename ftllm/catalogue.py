@@ -15,6 +15,7 @@ from ftllm.llama.types import FILE_TYPES
 
 PREFERRED = "Q4_K_M"
 NANO = Path("models/nano")
+CLONE = Path(__file__).resolve().parent.parent
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
 DOUBTFUL = re.compile("mmproj|lora|adapter|imatrix", re.IGNORECASE)
 UNQUANTIZED = ("F32", "F16", "BF16")
@@ -83,6 +84,11 @@ class Model:
     context: int = 0
     fits: bool = False
     problem: str = ""
+
+
+def nano_directory() -> Path | None:
+    """Where the embedded nano model is: in this clone of the repository, else in the working directory."""
+    return next((place.resolve() for place in (CLONE / NANO, NANO) if place.is_dir()), None)
 
 
 def everything(runs_root: Path = runs.DEFAULT_RUNS, nano: Path = NANO) -> list[Model]:

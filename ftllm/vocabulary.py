@@ -42,6 +42,7 @@ END_OF_GENERATION = frozenset(
     }
 )
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
+TOKENIZER_PATTERNS = ("*.json", "*.jinja", "*.model", "*.txt")  # what to fetch of a repository to read its tokenizer
 
 
 class Vocabulary(Protocol):

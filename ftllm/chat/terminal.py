@@ -18,20 +18,9 @@ from ftllm.chat.events import (
     ThinkStart,
 )
 from ftllm.chat.session import thought_title
+from ftllm.visible import visible
 
 DIM, PLAIN, ERASE = "\x1b[2m", "\x1b[0m", "\r\x1b[K"
-# C0 has pictures of its own in Unicode; C1, which some terminals obey, has none.
-CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
-CONTROLS |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
-
-
-def visible(text: str) -> str:
-    """`text` with control characters made visible, so that no escape sequence in it reaches a terminal.
-
-    >>> visible("\\x1b[2Jhi")
-    '␛[2Jhi'
-    """
-    return text.replace("\r\n", "\n").translate(CONTROLS)
 
 
 class Printer:

@@ -99,8 +99,9 @@ def find_nano() -> Path:
     Raises:
         UserError: it is not there, or not whole.
     """
-    places = (Path(__file__).resolve().parent.parent.parent / "models" / "nano", Path("models/nano").resolve())
-    nano = next((place for place in places if place.is_dir()), None)
+    from ftllm.catalogue import nano_directory
+
+    nano = nano_directory()
     if nano is None:
         raise UserError("the nano model is not here", "run `ftllm demo` in a clone of the repository, which has it")
     missing = [name for name in NEEDED if not (nano / name).is_file()]

@@ -51,6 +51,7 @@ VERBS: dict[str, Verb] = {
     "push": Verb("ftllm.cli.push:push_verb", "Publish GGUFs or an adapter on the Hugging Face Hub, with a card."),
     "models": Verb("ftllm.cli.models:models_verb", "List, inspect, fetch and remove models."),
     "bench": Verb("ftllm.cli.bench:bench", "Measure how fast this machine talks with a model."),
+    "data": Verb("ftllm.cli.data:data_verb", "Check training data, and show how it is trained."),
     "doctor": Verb("ftllm.cli.doctor:doctor", "Check this machine: versions, llama.cpp, converter, room."),
     "demo": Verb("ftllm.cli.demo:demo_verb", "Train, export and measure the nano model, then chat with it."),
     "eval": Verb("ftllm.cli.eval:eval_verb", "Measure models on graded prompts and held-out conversations."),

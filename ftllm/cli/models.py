@@ -97,7 +97,7 @@ def list_models(runs: Path, reporter: Reporter) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from ftllm.chat.terminal import visible
+    from ftllm.visible import visible
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     table = Table(box=None, pad_edge=False)
@@ -147,7 +147,7 @@ def print_facts(facts: dict[str, Any], *, everything: bool) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from ftllm.chat.terminal import visible
+    from ftllm.visible import visible
 
     console = Console(highlight=False, soft_wrap=True)
     bits = f"{facts['bits_per_weight']:.2f} bits per weight" if facts["bits_per_weight"] else ""

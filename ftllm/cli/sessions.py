@@ -142,6 +142,6 @@ def _print_hits(store: Store, text: str, json_output: bool) -> None:
 
 
 def _visible(text: str) -> str:
-    from ftllm.chat.terminal import visible
+    from ftllm.visible import visible
 
     return visible(text)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from ftllm.conversations import THOUGHT_FIELDS, Conversation, Message, Role
 from ftllm.data.rows import FORM, kind
 from ftllm.errors import UserError
-from ftllm.thoughts import KNOWN_TAGS, Splitter, ThoughtTags, retagged, split
+from ftllm.thoughts import KNOWN_TAGS, Splitter, ThoughtTags, retagged, split, tags_of
 
 ROLE_NAMES: dict[str, Role] = {
     "system": "system",
@@ -52,6 +52,7 @@ THOUGHTS = (*THOUGHT_FIELDS, "thought", "thoughts", "cot", "complex_cot", "chain
 SYSTEMS = ("system", "system_prompt")
 FORMATS = "messages, ShareGPT conversations, Alpaca (instruction, output) or prompt/completion"
 OWN = ThoughtTags()
+ALONE = f"{OWN.close} alone"  # how a thought is written that the prompt opened
 # How data writes a thought: the tags models use, and those of well-known data sets.
 SPELLINGS = (
     *(tags for tags in KNOWN_TAGS if tags != ThoughtTags()),
@@ -321,8 +322,25 @@ def canonical(content: str) -> tuple[str, str | None]:
                 text = text.rstrip()
             return text, tags.open
     if OWN.open not in content and OWN.close in content and _closes(content):
-        return retagged(content, OWN, OWN, opened=True), f"{OWN.close} alone"
+        return retagged(content, OWN, OWN, opened=True), ALONE
     return content, OWN.open if OWN.open in content and split(content).thought else None
+
+
+def respelling(spellings: Mapping[str, int], template: str | None) -> str | None:
+    """What a person should know where data writes thoughts between other tags than the model: a line, or None.
+
+    Args:
+        spellings: rows by the way their thoughts are written (`Read.spelling`).
+        template: the model's chat template.
+    """
+    model = tags_of(template)
+    known = {tags.open: tags.open for tags in (OWN, *SPELLINGS)} | {ALONE: OWN.open}
+    other = {spelling: rows for spelling, rows in spellings.items() if known.get(spelling, model.open) != model.open}
+    if not other:
+        return None
+    written = " and ".join(f"{spelling.strip()} ({rows} rows)" for spelling, rows in sorted(other.items()))
+    tags = f"{model.open.strip()} and {model.close}"
+    return f"the data writes thoughts with {written}; they are trained between the model's own tags, {tags}"
 
 
 def _closes(content: str) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import glob
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -212,13 +212,21 @@ def load_file(file: DataFile, fault: Fault = stop) -> tuple[list[Conversation], 
             than the rows before it; with its line.
     """
     facts = FileFacts()
-    conversations = []
+    return list(read_conversations(file, facts, fault)), facts
+
+
+def read_conversations(file: DataFile, facts: FileFacts, fault: Fault = stop) -> Iterator[Conversation]:
+    """The conversations of one file as a stream; what is found on the way is added to `facts`.
+
+    Other arguments and errors are those of `load_file`.
+    """
     for line, row in read_rows(file.path, fault, label=file.label):
         try:
-            conversations.append(conversation_in(row, f"{file.label}:{line}", facts))
+            conversation = conversation_in(row, f"{file.label}:{line}", facts)
         except UserError as error:
             fault(error)
-    return conversations, facts
+        else:
+            yield conversation
 
 
 def conversation_in(row: dict[str, Any], source: str, facts: FileFacts) -> Conversation:

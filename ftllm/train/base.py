@@ -12,7 +12,7 @@ from typing import Any
 from ftllm.errors import UserError
 from ftllm.hubfiles import is_repository, snapshot
 from ftllm.runs import hash_files
-from ftllm.vocabulary import TOKENIZER_FILES
+from ftllm.vocabulary import TOKENIZER_FILES, TOKENIZER_PATTERNS
 
 # Everything a tokenizer may be made of; copied byte for byte, since transformers 5 re-saves it incompletely.
 TOKENIZER_PARTS = (
@@ -27,7 +27,7 @@ TOKENIZER_PARTS = (
     "vocab.txt",
 )
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-HUB_PATTERNS = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
+HUB_PATTERNS = (*TOKENIZER_PATTERNS, "*.safetensors")
 
 
 @dataclass(frozen=True)

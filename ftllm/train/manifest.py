@@ -7,7 +7,7 @@ from typing import Any
 from ftllm.errors import UserError
 from ftllm.runs import Run, environment, now
 from ftllm.train import backend, lineage
-from ftllm.train.prepare import Prepared
+from ftllm.train.prepare import Prepared, warnings_of
 
 
 def first(run: Run, prepared: Prepared) -> dict[str, Any]:
@@ -56,6 +56,7 @@ def first(run: Run, prepared: Prepared) -> dict[str, Any]:
             "moved": plan.moved,
             "units": plan.units_of_text,
         },
+        "notes": warnings_of(prepared),
         "results": {},
         **environment(),
     }

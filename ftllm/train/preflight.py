@@ -9,17 +9,18 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from ftllm.conversations import Conversation
+from ftllm.data.preview import LEGEND, PLAIN_LEGEND, Example, show
 from ftllm.progress import Reporter
-from ftllm.render import IGNORED, Row
 from ftllm.runs import library_versions
 from ftllm.train import base, checkpoints
 from ftllm.train.config import TrainConfig, to_yaml
 from ftllm.train.corpus import load_corpus
 from ftllm.train.memory import Memory, require_fit
 from ftllm.train.prepare import Clock, Prepared, prepare, warnings_of
+from ftllm.visible import visible
 
 SAMPLES = 3
+LISTED = 10  # rows that are left out
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def facts(prepared: Prepared, needed: Needs) -> dict[str, Any]:
         "backend": prepared.backend,
         "device": asdict(prepared.device),
         "base": {"path": str(prepared.base.path), "parameters": prepared.base.parameters()},
-        "config": prepared.config.model_dump(mode="json"),
+        "config": prepared.decided.model_dump(mode="json"),
         "versions": library_versions(),
         "warnings": warnings_of(prepared),
     }
@@ -103,8 +104,8 @@ def _show(prepared: Prepared, needed: Needs, console: Console) -> None:
     line("model", f"{prepared.base.path} ({prepared.base.parameters() / 1e6:.1f} M weights)")
     line("device", f"{device.kind}, {device.precision}, backend {prepared.backend} ({prepared.reason})")
     for file in prepared.corpus.files:
-        use = "held out" if file["use"] == "eval" else "messages"
-        line("data", f"{file['path']} ({use}, {file['conversations']} conversations)")
+        use = ", held out" if file["use"] == "eval" else ""
+        line("data", f"{file['path']} ({file['format']}, {file['conversations']} conversations{use})")
     line("rows", f"{len(plan.units)} to train, {len(prepared.corpus.held_out)} held out; longest {plan.longest} tokens")
     line("tokens", f"{plan.tokens} an epoch, {plan.trained} of them trained (loss: {config.loss})")
     line("noise", f"{plan.share_moved:.1%} of {plan.units_of_text} units move" if plan.units_of_text else "none")
@@ -120,43 +121,32 @@ def _show(prepared: Prepared, needed: Needs, console: Console) -> None:
     line("disk", f"up to {needed.disk / 2**20:.0f} MiB of {needed.disk_free / 2**20:.0f} free, for checkpoints mostly")
     for warning in warnings_of(prepared):
         console.print(Text("warning   ", style="yellow") + Text(warning))
+    for label, rows in _left_out(prepared).items():
+        console.print(Text(f"{label}: {len(rows)}", style="bold"))
+        for row in rows[:LISTED]:
+            console.print(Text(f"          {visible(row)}"))
+        if len(rows) > LISTED:
+            console.print(Text(f"          and {len(rows) - LISTED} more (--json lists them)", style="dim"))
     console.print()
+    console.print(Text(PLAIN_LEGEND if console.color_system is None or console.no_color else LEGEND, style="dim"))
     for unit in plan.units[:SAMPLES]:
-        before = unit.item.conversation
-        after = prepared.rows.conversation(unit.item, 0)
-        console.print(_turns(before, after))
-        console.print(_masked(prepared, prepared.rows.draw(unit, 0)))
-        console.print()
+        after = prepared.rows.noised(unit.item, 0)
+        show(Example(unit.item.conversation, after, (prepared.rows.draw(unit, 0),)), prepared.tokenizer, console)
     console.print(Text("settings", style="bold"))
-    console.print(Text(to_yaml(config).rstrip()))
+    console.print(Text(to_yaml(prepared.decided).rstrip()))
     console.print(Text("versions", style="bold"))
     console.print(Text(", ".join(f"{name} {version}" for name, version in library_versions().items())))
 
 
-def _turns(before: Conversation, after: Conversation) -> Text:
-    """The user turns as they are in the data and as they are trained, what moved in red."""
-    text = Text(f"{before.source}\n", style="bold")
-    for old, new in zip(before.messages, after.messages, strict=True):
-        if old.role != "user":
-            continue
-        text.append("  data   ", style="dim").append(f"{old.content}\n")
-        text.append("  noised ", style="dim")
-        was = old.content.split()
-        for index, word in enumerate(new.content.split()):
-            moved = index >= len(was) or was[index] != word
-            text.append(word + " ", style="red" if moved else "")
-        text.append("\n")
-    return text
-
-
-def _masked(prepared: Prepared, row: Row) -> Text:
-    """A row's tokens, trained ones green, the others dim."""
-    text = Text("  trained ", style="dim")
-    trained = [label != IGNORED for label in row.labels]
-    start = 0
-    for end in range(1, len(trained) + 1):
-        if end == len(trained) or trained[end] != trained[start]:
-            piece = prepared.tokenizer.decode(list(row.input_ids[start:end]))
-            text.append(piece.replace("\n", "\\n"), style="green" if trained[start] else "dim")
-            start = end
-    return text
+def _left_out(prepared: Prepared) -> dict[str, list[str]]:
+    """The rows that training does not see, or not to their end, each with its reason."""
+    plan, limit = prepared.plan, prepared.config.max_length
+    found = {
+        "left out": [f"{source}: {tokens} tokens, beyond max_length {limit}" for source, tokens in plan.dropped]
+        + [f"{source}: no token of it would be trained" for source in plan.masked]
+        + [row.reason for row in plan.refused],
+        "cut, losing the end of a turn": [
+            f"{source}: {tokens} tokens, cut to max_length {limit}" for source, tokens in plan.cut
+        ],
+    }
+    return {label: rows for label, rows in found.items() if rows}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ftllm.data.shapes import respelling
 from ftllm.progress import Reporter, Task
 from ftllm.render import Row
 from ftllm.train import backend as backends
@@ -141,6 +143,11 @@ def warnings_of(prepared: Prepared) -> list[str]:
     """What is unlikely to be meant, a line each."""
     plan, config = prepared.plan, prepared.config
     found = list(prepared.corpus.notes)
+    spellings: Counter[str] = Counter()
+    for file in prepared.corpus.files:
+        spellings.update(file["thoughts"])
+    if note := respelling(spellings, prepared.vocabulary.chat_template):
+        found.append(note)
     if plan.refused:
         found.append(f"{len(plan.refused)} bad rows are left out, the first: {plan.refused[0].reason}")
     for what, rows in (("left out", plan.dropped), ("cut, losing the end of a turn", plan.cut)):

@@ -137,7 +137,8 @@ def _data(manifest: dict[str, Any]) -> list[str]:
     facts = [
         [
             f"`{file['path']}`",
-            f"{file['conversations']} conversations, {'held out' if file['use'] == 'eval' else 'data'}",
+            f"{file['format']}, {file['conversations']} conversations"
+            + (", held out" if file["use"] == "eval" else ""),
         ]
         for file in manifest["data"]
     ]
@@ -153,7 +154,8 @@ def _data(manifest: dict[str, Any]) -> list[str]:
     if noise["units"]:
         moved = f"{noise['share_moved']:.1%} of {noise['units']} units of user text (first epoch)"
         facts.append(["moved by the noise", moved])
-    return ["## Data", "", *_table(["", ""], facts)]
+    notes = ["- " + note.replace("<", "\\<") for note in manifest.get("notes", ())]
+    return ["## Data", "", *_table(["", ""], facts), *(["", *notes] if notes else [])]
 
 
 def _sources(sources: Sequence[str], shown: int = 5) -> str:

@@ -56,6 +56,7 @@ def test_a_run_holds_what_export_and_people_need(trained: Trainer, tiny: Path, d
     assert manifest["data"] == [{"path": str(data), "use": "data", "sha256": sha256_file(data), **found}]
     assert manifest["noise"]["share_moved"] == pytest.approx(result.share_moved, abs=1e-6)
     assert manifest["noise"]["units"] == 9 * 14  # words
+    assert manifest["noise"]["share_moved"] == pytest.approx(words_moved(run) / (9 * 14), abs=1e-6)
     assert manifest["precision"] == {"weights": "float32", "compute": "float32", "adapter": "float32"}
     assert {"python", "torch", "trl", "peft"} <= set(manifest["versions"])
     for name in ("tokenizer.model", "tokenizer.json", "chat_template.jinja", "tokenizer_config.json"):
@@ -85,6 +86,19 @@ def test_a_run_holds_what_export_and_people_need(trained: Trainer, tiny: Path, d
     # The configuration in the run trains the same adapter again.
     again = train(config, Reporter(quiet=True), runs=run.path.parent, name="b")
     assert adapter_hashes(again.run) == adapter_hashes(run)
+
+
+def words_moved(run: Run) -> int:
+    """Words of the first epoch's user turns that are not where they are in the data, counted by hand."""
+    config = resolve([read_yaml(run.config)])
+    rows = Rows(config, load_corpus(config), from_directory(Path(config.model)))
+    moved = 0
+    for item in rows.corpus.training:
+        pairs = zip(item.conversation.messages, rows.conversation(item, 0).messages, strict=True)
+        moved += sum(
+            a != b for old, new in pairs for a, b in zip(old.content.split(), new.content.split(), strict=True)
+        )
+    return moved
 
 
 def test_the_loss_is_the_likelihood_of_the_rows_drawn(trained: Trainer, tiny: Path) -> None:
@@ -239,12 +253,23 @@ def test_bad_input_leaves_no_run_behind(trained: Trainer, tmp_path: Path) -> Non
     assert list(trained.runs.iterdir()) == []
 
 
-def test_piped_progress_is_plain_and_warnings_are_said(trained: Trainer) -> None:
+def test_piped_progress_is_plain_and_warnings_are_said(trained: Trainer, data: Path, tmp_path: Path) -> None:
+    """One of the warnings: the data's thoughts stand between other tags than the model's."""
     from rich.console import Console
 
     output = io.StringIO()
-    trained("a", Reporter(console=Console(file=output, width=200)), max_steps=2, warmup_steps=5)
+    other = tmp_path / "other.jsonl"
+    other.write_text(data.read_text().replace("think>", "thinking>"))
+    reporter = Reporter(console=Console(file=output, width=200))
+    result = trained("a", reporter, max_steps=2, warmup_steps=5, data=[str(other)])
     lines = output.getvalue().splitlines()
+    note = (
+        "the data writes thoughts with <thinking> (12 rows); they are trained between the model's own tags, "
+        "<think> and </think>"
+    )
+    assert lines.count(f"warning: {note}") == 1
+    assert note in result.run.read_manifest()["notes"]
+    assert note.replace("<", "\\<") in (result.run.path / "REPORT.md").read_text()
     assert lines[0].startswith("a: tiny, 12 rows (")
     assert any(
         line.startswith("warning: the warm-up of 5 steps is no shorter than the training of 2") for line in lines

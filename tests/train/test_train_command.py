@@ -93,17 +93,37 @@ def test_dry_run_shows_what_would_be_trained(program: Program, config: Path, tmp
     code, out, _ = program(config, "--dry-run", "--eval", "25%", "--set", "epochs=4")
     assert code == 0
     for expected in (
-        "12 conversations",
+        "here.jsonl (messages, 12 conversations)",
         "9 to train, 3 held out",
         "12 (3 an epoch)",
         "of 126 units move",
-        "MiB free" if "MiB free" in out else "free",
+        "noised  ",
+        "[[<|",
+        "backend: hf",
+        "precision: float32",
         "here.jsonl:",
         "learning_rate: 2.0e-05",
         "transformers 5.",
     ):
         assert expected in out, expected
     assert not (tmp_path / "runs").exists()
+
+
+def test_dry_run_names_the_format_and_every_row_left_out(program: Program, tiny: Path, tmp_path: Path) -> None:
+    rows = [{"instruction": "Say it", "output": f"<thinking>{'so ' * n}</thinking>it"} for n in (1, 99, 2, 99)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"instruction": "no"}]))
+    given = ["--model", tiny, "--data", "a.jsonl", "--dry-run", "--set", "max_length=64", "--set", "bad_rows=drop"]
+    code, out, _ = program(*given)
+    lines = [line.strip() for line in out.splitlines()]
+    assert code == 0
+    assert f"data      {tmp_path}/a.jsonl (Alpaca, 4 conversations)" in lines
+    start = lines.index("left out: 3")
+    assert [line.partition(": ")[0] for line in lines[start + 1 : start + 4]] == [
+        f"{tmp_path}/a.jsonl:{number}" for number in (2, 4, 5)
+    ]
+    assert lines[start + 1].endswith("tokens, beyond max_length 64")
+    assert "no conversation in the row" in lines[start + 3]
+    assert sum("<thinking> (4 rows)" in line for line in lines) == 1
 
 
 def test_dry_run_as_json_agrees_with_the_model(program: Program, config: Path, tiny: Path) -> None:
