@@ -131,9 +131,11 @@ def _merging(model_class: Any, adapter: Adapter | None, directory: Path, merged:
                 merged[name] = pair.module
         return tensors
 
-    return type(
-        model_class.__name__, (model_class,), {"model_arch": model_class.model_arch, "index_tensors": index_tensors}
-    )
+    own = {"model_arch": model_class.model_arch, "index_tensors": index_tensors}
+    pieces = getattr(model_class, "_create_vocab_sentencepiece", None)
+    if pieces is not None:  # Gemma's asks for its 262k pieces twice
+        own["_create_vocab_sentencepiece"] = cache(pieces)
+    return type(model_class.__name__, (model_class,), own)
 
 
 def _tensor_of(pair: Pair, model_class: Any, tensors: dict[str, Callable[[], Any]], directory: Path) -> str:
