@@ -18,6 +18,7 @@ import ftllm
 from ftllm.errors import UserError, WorkError
 
 TAIL = 3  # lines of a dead child's stderr to show
+GRACE = 10.0  # seconds a child may take to end after its last word
 
 
 class Child:
@@ -25,6 +26,7 @@ class Child:
 
     def __init__(self, name: str, module: str, job: dict[str, Any], events: Events) -> None:
         self.name = name
+        self.ended = False  # its end was among the events
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         paths = [*_source_path(), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._process = subprocess.Popen(
@@ -37,8 +39,8 @@ class Child:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"},
             start_new_session=True,  # Ctrl-C goes to the parent alone, which then ends its children
         )
-        self._events = events
-        events.alive += 1
+        self.events = events
+        events.children.append(self)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         self.send(job)
@@ -52,33 +54,51 @@ class Child:
 
     def kill(self) -> None:
         """End it and everything it started, now."""
-        if self._process.poll() is None:
-            if hasattr(os, "killpg"):
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self._process.pid, signal.SIGKILL)
-            else:
-                self._process.kill()
+        if not self.dead:
+            self._kill_group()
         self._process.wait()
-        self._reader.join(timeout=5)
+        self._reader.join(timeout=0.5)
+        if self._reader.is_alive():  # something it started outlived it, and holds its output open
+            self._kill_group()
+            self._reader.join(timeout=5)
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
         self._log.close()
 
+    def _kill_group(self) -> None:
+        if hasattr(os, "killpg"):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        else:
+            self._process.kill()
+
+    @property
+    def dead(self) -> bool:
+        """Whether the process is no more; what it said may still be on its way."""
+        return self._process.poll() is not None
+
     def succeeded(self) -> bool:
-        """Whether it ended by itself and well; waits for its end."""
-        return self._process.wait() == 0
+        """Whether it ended by itself and well; one that has said its last word is given a little time to end."""
+        return self._code() == 0
 
     def failure(self) -> WorkError:
         """Why a child that ended without a word did so: its signal or exit code, and its last lines."""
-        code = self._process.wait()
+        code = self._code()
         self._log.seek(0)
         lines = [line.strip() for line in self._log.read().decode("utf-8", "replace").splitlines() if line.strip()]
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         said = "; ".join(lines[-TAIL:]) or "it said nothing"
         hint = "is there enough memory?" if code == -signal.SIGKILL else "run it again with --verbose for all it said"
         return WorkError(f"the {self.name} process {how}: {said}", hint)
+
+    def _code(self) -> int:
+        try:
+            return self._process.wait(GRACE)
+        except subprocess.TimeoutExpired:  # it closed its output, or said what nobody understands, and lives on
+            self._process.kill()
+            return self._process.wait()
 
     def log(self) -> str:
         """Everything it wrote to stderr so far."""
@@ -87,10 +107,10 @@ class Child:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError):  # closed, or no JSON: then it has ended as far as anyone can tell
             for line in self._process.stdout:
-                self._events.put((self, json.loads(line)))
-        self._events.put((self, None))
+                self.events.put((self, json.loads(line)))
+        self.events.put((self, None))
 
 
 def _source_path() -> list[str]:
@@ -102,25 +122,40 @@ def _source_path() -> list[str]:
 class Events(queue.Queue["tuple[Child, dict[str, Any] | None]"]):
     """Events of all children, in the order they arrived."""
 
-    alive = 0  # children whose end has not been seen
+    def __init__(self) -> None:
+        super().__init__()
+        self.children: list[Child] = []
 
-    def next(self) -> tuple[Child, dict[str, Any]]:
+    def next(self, awaited: Child | None = None) -> tuple[Child, dict[str, Any]]:
         """The next event.
 
+        Args:
+            awaited: the child that something is expected from; None is any.
+
         Raises:
-            UserError, WorkError: a child reported an error, or died.
+            UserError, WorkError: a child reported an error or died, or the awaited one ended.
         """
         while True:
+            waited_for = [awaited] if awaited is not None else self.children
+            if all(child.ended for child in waited_for):
+                raise waited_for[0].failure()
             try:
                 child, event = self.get(timeout=1.0)  # a timeout, so that Ctrl-C is seen on every platform
             except queue.Empty:
+                self._bury()
                 continue
             if event is None:
-                self.alive -= 1
-                if child.succeeded() and self.alive:
-                    continue
-                raise child.failure()
+                child.ended = True
+                if not child.succeeded():
+                    raise child.failure()
+                continue
             if event["event"] == "error":
                 kind = WorkError if event["kind"] == "work" else UserError
                 raise kind(event["message"], event["hint"])
             return child, event
+
+    def _bury(self) -> None:
+        """Note the end of children that are dead and silent while something they started keeps their output open."""
+        for child in self.children:
+            if child.dead and not child.ended:
+                self.put((child, None))

@@ -61,7 +61,7 @@ class Work:
         """Start a worker and wait for its plan."""
         worker = self.start("converting", "ftllm.export.worker", job)
         with self._reporter.task("Reading the checkpoint", None):
-            plan = self.wait_for("plan")
+            plan = self.wait_for(worker, "plan")
         self.add_time("load", plan["seconds"])
         return worker, plan
 
@@ -77,7 +77,7 @@ class Work:
         total = sum(file["bytes"] for file in plan["files"])
         with self._reporter.task("Merging and quantizing", total, "bytes") as task:
             event = self.wait_for(
-                "written", progress=lambda now: task.update(now["done"], now["tensor"], tensor=now["tensor"])
+                worker, "written", progress=lambda now: task.update(now["done"], now["tensor"], tensor=now["tensor"])
             )
             task.update(total)
         self.add_time("write", event["seconds"])
@@ -93,28 +93,28 @@ class Work:
             return
         merged = {new: plan["merged"][old] for old, new in plan["renamed"].items() if new}
         if not self._ready:
-            self._waiting("ready", "Computing the reference")
+            self._waiting(self._verifier, "ready", "Computing the reference")
         for number, file in enumerate(files, 1):
             self._verifier.send({"files": file.shards, "type": file.plan["type"], "merged": merged})
-            result = self._waiting("verified", f"Verifying {file.plan['label']} ({number} of {len(files)})")
+            result = self._waiting(self._verifier, "verified", f"Verifying {file.plan['label']} ({number} of {len(files)})")
             file.figures, file.faults = result["figures"], result["faults"]
             self.add_time(f"verify {file.plan['label']}", result["seconds"])
             self._reporter.event("verified", type=file.plan["type"], **result["figures"], faults=result["faults"])
             yield file
 
-    def _waiting(self, wanted: str, title: str) -> dict[str, Any]:
+    def _waiting(self, verifier: Child, wanted: str, title: str) -> dict[str, Any]:
         """The verifier's next `wanted` event, with a bar over the tokens it evaluates."""
         with self._reporter.task(title, self._tokens or None, "tokens") as task:
-            return self.wait_for(wanted, checking=lambda event: task.update(event["done"]))
+            return self.wait_for(verifier, wanted, checking=lambda event: task.update(event["done"]))
 
-    def wait_for(self, wanted: str, **progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        """The next `wanted` event.
+    def wait_for(self, child: Child, wanted: str, **progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        """The next `wanted` event of a child.
 
         Args:
             progress: by an event's name, what is called with each such event until then.
         """
         while True:
-            _, event = self._events.next()
+            _, event = self._events.next(child)
             kind = event["event"]
             if kind == "ready":
                 self._ready = True

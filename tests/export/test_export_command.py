@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,6 @@ def test_the_latest_run_becomes_verified_files(run: Run, tmp_path: Path) -> None
     assert header.metadata["ftllm.run"] == "ft-001"
     assert header.metadata["general.base_model.0.name"] == "nano"
     assert header.file_type == "Q4_K_M"
-    again = export("ft-001", "--verify", "none", "--out", tmp_path / "again", "--quiet", place=tmp_path)
-    assert again.returncode == 0, again.stderr
-    assert Path(again.stdout.strip()).read_bytes() == header.path.read_bytes()
 
 
 def test_a_dry_run_writes_nothing(run: Run, tmp_path: Path) -> None:
@@ -119,7 +117,7 @@ def test_a_key_that_matches_nothing_is_refused(lora: Any, tmp_path: Path) -> Non
     weights = load_file(adapter / "adapter_model.safetensors")
     renamed = {name.replace("layers.5.mlp", "layers.6.mlp"): values for name, values in weights.items()}
     save_file(renamed, adapter / "adapter_model.safetensors")
-    done = export(adapter, "--out", tmp_path / "out", place=tmp_path)
+    done = export(adapter, "--out", tmp_path / "out", "--verify", "none", place=tmp_path)
     assert done.returncode == 2
     assert "the adapter changes model.layers.6.mlp.down_proj, which nano does not have" in done.stderr
     assert not (tmp_path / "out").exists()
@@ -146,11 +144,11 @@ def test_control_c_leaves_nothing(nano: Path, converter: Any, tmp_path: Path) ->
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_one_line(nano: Path, convert: Any, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line(shallow: Path, convert: Any, tmp_path: Path) -> None:
     """One of two files cannot grow: the work ends with one line, and both unfinished files go."""
     (tmp_path / "Q8_0.gguf").symlink_to("/dev/full")
     with pytest.raises(WorkError, match=f"no space left while writing {tmp_path}"):
-        convert(nano, None, ["Q4_K_M", "Q8_0"], tmp_path)
+        convert(shallow, None, ["Q4_K_M", "Q8_0"], tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -199,7 +197,58 @@ def test_a_worker_that_dies_is_the_work_failing(tmp_path: Path) -> None:
             drain(events_)
     finally:
         worker.kill()
-    waiting = Child("converting", "ftllm.export.worker", {**job, "converter": "/"}, Events())
-    os.kill(waiting._process.pid, signal.SIGKILL)
-    assert "was killed by SIGKILL" in waiting.failure().message
-    waiting.kill()
+
+
+@pytest.fixture
+def children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Child]]:
+    """Starts processes that run a line of Python, all of them telling the same events."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    started: list[Child] = []
+    told = Events()
+
+    def start(code: str) -> Child:
+        (tmp_path / f"child{len(started)}.py").write_text(code)
+        started.append(Child("telling", f"child{len(started)}", {}, told))
+        return started[-1]
+
+    yield start
+    for child in started:
+        child.kill()
+
+
+LIVES = "import time; time.sleep(60)"
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("pass", "the telling process ended with code 0: it said nothing"),
+        ("import os; os.close(1); " + LIVES, "the telling process was killed by SIGKILL"),
+        ("import subprocess; subprocess.Popen(['sleep', '60']); import os; os._exit(0)", "ended with code 0"),
+        ("print('hello', flush=True); " + LIVES, "was killed by SIGKILL"),
+    ],
+    ids=["ends", "closes its output", "leaves a process behind", "says what is no event"],
+)
+def test_a_child_that_ends_without_an_answer_is_noticed_while_another_lives(
+    code: str, says: str, children: Callable[[str], Child], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ftllm.export.child.GRACE", 0.2)
+    other, silent = children(LIVES), children(code)
+    with pytest.raises(WorkError, match=says):
+        silent.events.next(silent)
+    assert not other.dead
+
+
+def test_a_killed_child_is_noticed_while_another_is_waited_for(children: Callable[[str], Child]) -> None:
+    other, killed = children(LIVES), children(LIVES)
+    os.kill(killed._process.pid, signal.SIGKILL)
+    with pytest.raises(WorkError, match="the telling process was killed by SIGKILL"):
+        other.events.next(other)
+
+
+def test_what_a_child_said_before_its_end_is_heard(children: Callable[[str], Child]) -> None:
+    children(LIVES)
+    child = children("""print('{"event": "written"}')""")
+    assert child.events.next(child) == (child, {"event": "written"})
+    with pytest.raises(WorkError, match="ended with code 0"):
+        child.events.next(child)
