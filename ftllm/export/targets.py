@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ftllm import files
+from ftllm.catalogue import SHARD
 from ftllm.errors import UserError
 from ftllm.export.quants import Wanted
 from ftllm.files import PARTIAL, sha256_file, storage_error, sync_directory
@@ -44,6 +45,12 @@ class Target:
             return [self.path]
         return [self.directory / f"{self.name}-{number:05d}-of-{shards:05d}.gguf" for number in range(1, shards + 1)]
 
+    def existing(self) -> set[Path]:
+        """The whole files there are of this name, however they are cut."""
+        shards = self.directory.glob(f"{glob.escape(self.name)}-?????-of-?????.gguf")
+        cut = {path for path in shards if SHARD.search(path.stem)}
+        return cut | ({self.path} if self.path.is_file() else set())
+
     def partials(self, shards: int) -> list[Path]:
         """The names while being written."""
         if shards == 1:
@@ -57,11 +64,16 @@ class Target:
         return self.partials(shards)
 
     def publish(self, shards: int) -> list[Path]:
-        """Give the files, synced already, their final names: the first shard, by which a model is found, last."""
+        """Give the files, synced already, their final names: the first shard, by which a model is found, last.
+
+        What an earlier export left under this name, cut into other shards or not at all, goes.
+        """
         finals = self.finals(shards)
         try:
             for partial, final in reversed(list(zip(self.partials(shards), finals, strict=True))):
                 partial.replace(final)
+            for stale in self.existing() - set(finals):
+                stale.unlink()
             sync_directory(self.directory)
         except OSError as error:
             raise storage_error(error, finals[0]) from error
