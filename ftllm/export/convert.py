@@ -22,6 +22,7 @@ from conversion import ModelBase, ModelType, get_model_architecture, get_model_c
 from safetensors import safe_open
 
 from ftllm.errors import UserError
+from ftllm.export.lean import without_compiler
 from ftllm.export.lora import Adapter, Pair
 from ftllm.export.rows import Rows, as_float32, by_rows, changed, leaf, rows_of
 
@@ -106,7 +107,8 @@ def _prepare(model: Any) -> dict[str, Any]:
 
     gguf.quants.quantize, gguf.LazyChunkedTensor.quantize = noting, noting_chunked
     try:
-        model.prepare_tensors()
+        with without_compiler():
+            model.prepare_tensors()
     finally:
         gguf.quants.quantize, gguf.LazyChunkedTensor.quantize = quantize, chunked
     model.prepare_metadata(vocab_only=False)

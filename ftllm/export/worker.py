@@ -99,6 +99,9 @@ def run(job: dict[str, Any], channel: Channel) -> None:
     started = time.monotonic()
     channel.send("stage", stage="load")
     gc.disable()  # everything made until the pass begins stays
+    from ftllm.export import lean
+
+    lean.skip_documentation()
     from ftllm.export import convert, plan
     from ftllm.export.headers import Headers
     from ftllm.export.lora import read_adapter
