@@ -168,20 +168,23 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
     if not todo:
         files = tuple(file for target in chosen for file in kept[target])
         return ExportResult(model, files, {}, None, request.verify != "none", time.monotonic() - started, {})
-    if request.verify != "none" and not request.dry_run:
-        preflight.require_reference(source.parameters(model.base))
+    reference = preflight.reference(source.extent(model.base)) if request.verify != "none" else None
+    if reference is not None and not request.dry_run:
+        preflight.require_reference(reference)
     made: dict[Target, list[ExportedFile]] = dict(kept)
     faults: dict[str, list[str]] = {}
     with ExitStack() as stack:
         work = Work(stack, reporter)
         job = inputs.job(todo)
-        if request.verify != "none" and not request.dry_run:
-            work.start_verifier({"base": job["base"], "adapter": job["adapter"], "text": text})
+        if reference is not None and not request.dry_run:
+            work.start_verifier(
+                {"base": job["base"], "adapter": job["adapter"], "whole": reference.whole, "text": text}
+            )
         worker, plan = work.plan(job)
         if hashes.done():
             hashes.result()
         _tell(plan, reporter)
-        room = preflight.measure(plan, out, verify=request.verify != "none")
+        room = preflight.measure(plan, out, reference=reference.memory if reference else 0)
         if request.dry_run:
             hashes.result()
             files = tuple(

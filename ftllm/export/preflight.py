@@ -8,10 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from ftllm.errors import UserError, WorkError
+from ftllm.export.samples import CHATS, PLAIN, SHARE
+from ftllm.export.source import Extent
 from ftllm.files import disk_free, human
+from ftllm.llama.machine import available_memory
 
 PROCESS = 700 << 20  # Python with torch and transformers
 CHUNKS = 256 << 20  # chunks in flight
+POSITIONS = 1 + SHARE * (len(CHATS) + len(PLAIN))  # that predictions are compared at
+LOGITS = 4  # times these are in memory: the reference's, llama.cpp's, and copies
+WHOLE = 4  # the reference is held whole where its float32 weights take at most this part of the free memory
 
 
 @dataclass(frozen=True)
@@ -24,16 +30,39 @@ class Room:
     memory_free: int | None
 
 
-def measure(plan: dict[str, Any], out: Path, *, verify: bool) -> Room:
+def measure(plan: dict[str, Any], out: Path, *, reference: int) -> Room:
     """What the plan needs.
 
-    Tensors that cannot be computed by rows are in the worker whole, in float32, two or three at a time, while the
-    verifier holds the whole model in float32 and then one output file.
+    Tensors that cannot be computed by rows are in the worker whole, in float32, two or three at a time.
+
+    Args:
+        reference: bytes the verifying process takes (`Reference.memory`), 0 without one.
     """
     disk = sum(file["bytes"] for file in plan["files"])
     converting = PROCESS + CHUNKS + 3 * 4 * plan["largest"]
-    verifying = PROCESS + 4 * plan["parameters"] + max(file["bytes"] for file in plan["files"]) if verify else 0
-    return Room(disk, disk_free(out), converting + verifying, memory_free())
+    return Room(disk, disk_free(out), converting + reference, memory_free())
+
+
+@dataclass(frozen=True)
+class Reference:
+    """How the model is held in float32 to be measured against.
+
+    Attributes:
+        whole: all of it at once, which is quicker; else each matrix is read from the shards when it is its turn.
+        memory: bytes the verifying process takes; llama.cpp maps the file it looks at, which takes none.
+    """
+
+    whole: bool
+    memory: int
+
+
+def reference(size: Extent) -> Reference:
+    """How to hold a model of that size, given the memory that is free."""
+    free, whole = memory_free(), 4 * size.parameters
+    logits = LOGITS * 4 * POSITIONS * size.rows
+    if free is None or whole * WHOLE <= free:
+        return Reference(True, PROCESS + logits + whole)
+    return Reference(False, PROCESS + logits + (4 + size.width) * size.largest)
 
 
 def require(room: Room, out: Path) -> None:
@@ -69,42 +98,20 @@ def require_writable(out: Path) -> None:
         raise UserError(f"cannot write {out}: {place} is read-only for you", "choose a directory you may write to")
 
 
-def require_reference(parameters: int) -> None:
-    """Refuse to verify a model that does not fit in memory as float32, before anything is loaded.
+def require_reference(reference: Reference) -> None:
+    """Refuse a verification there is no memory for, before anything is loaded.
 
     Raises:
         WorkError: too little memory.
     """
-    free, needed = memory_free(), PROCESS + 4 * parameters
-    if free is not None and needed > free:
+    free = memory_free()
+    if free is not None and reference.memory > free:
         raise WorkError(
-            f"not enough memory to verify: the model in float32 takes {human(needed)}, {human(free)} are free",
+            f"not enough memory to verify: it takes about {human(reference.memory)}, {human(free)} are free",
             "close other programs, or export unverified with --verify none",
         )
 
 
 def memory_free() -> int | None:
-    """Bytes of memory that can be had without swapping, a container's limit included."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        return _physical()
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        cached = next(
-            int(line.split()[1])
-            for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines()
-            if line.startswith("file ")
-        )
-    except (OSError, StopIteration, ValueError):
-        return free
-    return free if limit == "max" else min(free, int(limit) - used + cached)
-
-
-def _physical() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return None
+    """Bytes of memory that can be had without swapping; None where the system does not tell."""
+    return available_memory() or None

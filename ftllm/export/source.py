@@ -18,6 +18,7 @@ from ftllm.hubfiles import snapshot
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 BASE_FILES = ["*.safetensors", "*.json", "tokenizer.model", "*.jinja", "merges.txt", "vocab.txt", "README.md"]
+WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 WRITABLE = re.compile(r"[^A-Za-z0-9._-]+")
 # Mirrors that Unsloth's loader swaps in when it loads in 4 bits; their 16-bit original has the name without this end.
 FOUR_BIT = re.compile(r"(-unsloth)?-bnb-4bit$")
@@ -131,10 +132,30 @@ def base_files(model: Path) -> list[Path]:
     return sorted({*model.glob("model*.safetensors"), *(model / name for name in names if (model / name).is_file())})
 
 
-def parameters(model: Path) -> int:
-    """Weights in a checkpoint, counted from its shards' headers."""
-    shards = sorted(model.glob("model*.safetensors"))
-    return sum(prod(shape) for shard in shards for _, shape in read_header(shard).values())
+@dataclass(frozen=True)
+class Extent:
+    """How large a checkpoint is.
+
+    Args:
+        parameters: weights in all.
+        largest: weights of its largest tensor, an embedding as a rule.
+        rows: of its tallest matrix: tokens in the vocabulary, as a rule.
+        width: bytes of a weight as it is stored, the widest there is.
+    """
+
+    parameters: int
+    largest: int
+    rows: int
+    width: int
+
+
+def extent(model: Path) -> Extent:
+    """Measure a checkpoint by its shards' headers."""
+    tensors = [tensor for shard in sorted(model.glob("model*.safetensors")) for tensor in read_header(shard).values()]
+    sizes = [prod(shape) for _, shape in tensors]
+    rows = max((shape[0] for _, shape in tensors if len(shape) == 2), default=0)
+    width = max((WIDTHS.get(kind, 4) for kind, _ in tensors), default=4)
+    return Extent(sum(sizes), max(sizes, default=0), rows, width)
 
 
 def check_base(source: Source) -> dict[str, str]:

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from ftllm.llama.header import Header
     from ftllm.llama.model import Model
 
-WHOLE = 4  # the reference is held whole where its float32 weights take at most this part of the free memory
-
 
 @dataclass(frozen=True)
 class Truth:
@@ -34,15 +32,11 @@ class Truth:
     full: FullTruth | None = None
 
     @classmethod
-    def of(cls, base: Path, adapter: Path | None, scratch: str = "") -> Truth:
-        """Compute it from a base and an adapter."""
-        from ftllm.export.preflight import memory_free
+    def of(cls, base: Path, adapter: Path | None, scratch: str = "", *, whole: bool = True) -> Truth:
+        """Compute it from a base and an adapter; `scratch` and `whole` as in `Reference`."""
         from ftllm.export.reference import Reference
-        from ftllm.export.source import parameters
         from ftllm.export.tokens import read_tokens, sequence
 
-        free = memory_free()
-        whole = free is None or 4 * parameters(base) * WHOLE <= free
         reference = Reference(base, adapter, whole=whole, scratch=scratch)
         tokens = read_tokens(base, reference.n_vocab)
         ids = sequence(tokens, reference.bos)
@@ -54,12 +48,13 @@ def run(job: dict[str, Any], channel: Channel) -> None:
     """Compute the reference, then verify files until told to stop.
 
     Args:
-        job: `base`, `adapter` (or null), `scratch` (a directory), and for `--verify full` `text`, see
-            `full.read_texts`.
+        job: `base`, `adapter` (or null), `whole` (the reference's weights are held in memory, all at once), `scratch` (a
+            directory), and for `--verify full` `text`, see `full.read_texts`.
     """
     started = time.monotonic()
     base = Path(job["base"])
-    truth = Truth.of(base, Path(job["adapter"]) if job["adapter"] else None, job["scratch"])
+    adapter = Path(job["adapter"]) if job["adapter"] else None
+    truth = Truth.of(base, adapter, job["scratch"], whole=job["whole"])
     progress = _Progress(channel)
     if job["text"]:
         from ftllm.export.full import FullTruth, read_texts
@@ -96,7 +91,7 @@ def verify(
     from ftllm.llama.model import Model
 
     parts = [(part, read_header(Path(part["path"]))) for part in order["files"]]
-    with Model.load(parts[0][1].path, gpu_layers=0) as model:
+    with Model.load(parts[0][1].path, gpu_layers=0, repack=truth.full is not None) as model:
         figures, faults = _quick(model, parts, order, truth)
         if truth.full is not None and not faults:
             more, faults = measure(model, order["type"], truth.full, progress)

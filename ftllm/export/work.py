@@ -96,7 +96,9 @@ class Work:
             self._waiting(self._verifier, "ready", "Computing the reference")
         for number, file in enumerate(files, 1):
             self._verifier.send({"files": file.shards, "type": file.plan["type"], "merged": merged})
-            result = self._waiting(self._verifier, "verified", f"Verifying {file.plan['label']} ({number} of {len(files)})")
+            result = self._waiting(
+                self._verifier, "verified", f"Verifying {file.plan['label']} ({number} of {len(files)})"
+            )
             file.figures, file.faults = result["figures"], result["faults"]
             self.add_time(f"verify {file.plan['label']}", result["seconds"])
             self._reporter.event("verified", type=file.plan["type"], **result["figures"], faults=result["faults"])

@@ -56,6 +56,7 @@ class Model(Closing):
         vocab_only: bool = False,
         n_ctx: int = 0,
         adapters: Adapters = (),
+        repack: bool = True,
         progress: Callable[[float], bool] | None = None,
     ) -> Self:
         """Load a GGUF file.
@@ -65,6 +66,8 @@ class Model(Closing):
                 `n_ctx` tokens (0: the usual 8192), then fewer while loading fails.
             vocab_only: load the vocabulary and no weights; such a model cannot have a `Context`.
             adapters: LoRA GGUFs and their scales, put on every context of the model.
+            repack: lay quantized weights out for this processor, which computes faster and copies them into memory;
+                else they are used as they lie in the file, which may then be larger than memory.
             progress: called with the share loaded, 0 to 1; returning False stops the loading.
 
         Raises:
@@ -79,7 +82,7 @@ class Model(Closing):
         api = native.api()
         failure = ""
         for layers in _layer_attempts(header, gpu_layers, vocab_only, n_ctx):
-            handle, failure = _load(api, header, layers, vocab_only, progress)
+            handle, failure = _load(api, header, layers, vocab_only, repack, progress)
             if handle:
                 model = cls(handle, header, layers, vocab_only)
                 try:
@@ -297,7 +300,12 @@ def fewer_and_fewer(layers: int) -> list[int]:
 
 
 def _load(
-    api: Any, header: Header, layers: int, vocab_only: bool, progress: Callable[[float], bool] | None
+    api: Any,
+    header: Header,
+    layers: int,
+    vocab_only: bool,
+    repack: bool,
+    progress: Callable[[float], bool] | None,
 ) -> tuple[int | None, str]:
     """One attempt: the model's handle, or None and llama.cpp's reason."""
     params = api.llama_model_default_params()
@@ -306,7 +314,7 @@ def _load(
     if header.quantized and not vocab_only:
         from ftllm.llama.probe import extra_buffers_work
 
-        params.use_extra_bufts = extra_buffers_work()
+        params.use_extra_bufts = repack and extra_buffers_work()
     raised: list[BaseException] = []
     stopped = False
 
