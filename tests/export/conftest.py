@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from exact_models import Exact, make_exact, make_shallow
 
 from ftllm.export import fetch
 from ftllm.export.child import Child, Events
@@ -38,6 +39,18 @@ def tools() -> Path:
     """llama.cpp's own tools, built where they are not there yet (minutes: for slow tests only)."""
     script = Path(__file__).parents[2] / "scripts" / "build_llama_tools"
     return Path(subprocess.run([script], check=True, stdout=subprocess.PIPE, text=True).stdout.strip())
+
+
+@pytest.fixture(scope="session")
+def shallow(nano: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The nano model's first two layers, for what costs by the layer."""
+    return make_shallow(nano, tmp_path_factory.mktemp("shallow") / "base")
+
+
+@pytest.fixture(scope="session")
+def exact(shallow: Path, converter: fetch.Converter, tmp_path_factory: pytest.TempPathFactory) -> Exact:
+    """An adapter on it whose merge is exact in 16 bits, and upstream's file of the merged model."""
+    return make_exact(shallow, converter, tmp_path_factory.mktemp("exact"))
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from exact_models import Exact, gguf_name, upstream
+from safetensors.numpy import load_file, save_file
 
 from ftllm.export import blocks, fetch
 from ftllm.export.pipeline import ExportRequest, export
@@ -21,15 +19,6 @@ from ftllm.llama.quantize import quantize
 from ftllm.progress import Reporter
 
 TYPES = ["Q4_K_M", "Q5_K_S", "Q6_K", "Q8_0", "Q3_K_L", "Q2_K", "IQ4_XS", "IQ3_S"]
-
-
-def upstream(converter: fetch.Converter, model: Path, out: Path, kind: str) -> Path:
-    """Upstream's own program on a model directory."""
-    command = [sys.executable, str(converter.root / "convert_hf_to_gguf.py"), str(model), "--outfile", str(out)]
-    command += ["--outtype", kind, "--model-name", "tested"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return out
 
 
 def tensors(path: Path) -> dict[str, Any]:
@@ -41,51 +30,43 @@ def tensors(path: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_files_are_those_llama_quantize_writes(
     converter: fetch.Converter, nano: Path, convert: Callable[..., dict[str, Path]], tmp_path: Path
 ) -> None:
     source = upstream(converter, nano, tmp_path / "upstream.gguf", "auto")
     ours = convert(nano, None, TYPES, tmp_path)
-    for kind in TYPES:
-        theirs = tmp_path / f"upstream-{kind}.gguf"
-        quantize(source, theirs, kind)
-        assert ours[kind].read_bytes() == theirs.read_bytes(), kind
+    assert_quantized(source, ours, tmp_path)
 
 
 def test_files_of_an_adapter_are_those_of_its_merged_model(
-    converter: fetch.Converter, nano: Path, convert: Callable[..., dict[str, Path]], tmp_path: Path
+    exact: Exact, convert: Callable[..., dict[str, Path]], tmp_path: Path
 ) -> None:
-    """An adapter that doubles some columns of every matrix: the merge is exact in 16 bits, so the bytes must agree."""
-    from safetensors.torch import load_file
-    from safetensors.torch import save_file as save_torch
+    """The merge is exact in 16 bits, so the bytes must agree."""
+    ours = convert(exact.base, exact.adapter, TYPES, tmp_path)
+    assert_quantized(exact.upstream, ours, tmp_path)
 
-    columns = [3, 100, 255]
-    weights = load_file(nano / "model.safetensors")
-    pairs, merged = {}, dict(weights)
-    for name, weight in weights.items():
-        if name.endswith("_proj.weight"):
-            module = "base_model.model." + name.removesuffix(".weight")
-            one_hot = weight.new_zeros(len(columns), weight.shape[1])
-            one_hot[range(len(columns)), columns] = 1
-            pairs |= {f"{module}.lora_A.weight": one_hot, f"{module}.lora_B.weight": weight[:, columns].contiguous()}
-            merged[name] = weight.clone()
-            merged[name][:, columns] *= 2
-    assert len(pairs) == 2 * 42
-    adapter, model = tmp_path / "adapter", tmp_path / "merged"
-    adapter.mkdir()
-    save_torch(pairs, adapter / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": 3, "lora_alpha": 3, "base_model_name_or_path": str(nano)}
-    (adapter / "adapter_config.json").write_text(json.dumps(config))
-    shutil.copytree(nano, model)
-    save_torch(merged, model / "model.safetensors", metadata={"format": "pt"})
-    source = upstream(converter, model, tmp_path / "upstream.gguf", "auto")
-    ours = convert(nano, adapter, TYPES, tmp_path)
-    for kind in TYPES:
-        theirs = tmp_path / f"upstream-{kind}.gguf"
+
+def assert_quantized(source: Path, ours: dict[str, Path], place: Path) -> None:
+    """Our files are what `llama_model_quantize` makes of upstream's 16-bit file."""
+    assert set(ours) == set(TYPES)
+    for kind, path in ours.items():
+        theirs = place / f"upstream-{kind}.gguf"
         quantize(source, theirs, kind)
-        assert ours[kind].read_bytes() == theirs.read_bytes(), kind
+        assert path.read_bytes() == theirs.read_bytes(), kind
 
 
+def test_merge_equals_peft_merge(lora: Any, lora_files: dict[str, Path]) -> None:
+    theirs = load_file(lora.merged / "model.safetensors")
+    ours = tensors(lora_files["F32"])
+    names = [name for name in theirs if name.endswith("_proj.weight")]
+    assert len(names) == 42
+    for name in names:
+        merged = ours[gguf_name(name.removesuffix(".weight"))]
+        np.testing.assert_allclose(merged, theirs[name], rtol=1e-6, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.slow
 def test_merge_equals_peft_merge_converted_upstream(
     converter: fetch.Converter, lora: Any, lora_files: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_convert import upstream
+from exact_models import Exact
 
 from ftllm.errors import UserError
 from ftllm.export import importance
@@ -57,15 +57,10 @@ def _override(api: Any, key: str, value: str | int) -> Any:
 
 
 @pytest.fixture(scope="module")
-def float_file(converter: Any, nano: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return upstream(converter, nano, tmp_path_factory.mktemp("float") / "upstream.gguf", "auto")
-
-
-@pytest.fixture(scope="module")
-def matrix(float_file: Path, tmp_path_factory: pytest.TempPathFactory) -> importance.Importance:
+def matrix(exact: Exact, tmp_path_factory: pytest.TempPathFactory) -> importance.Importance:
     """A matrix of made-up values for every layer's matrices, very different from column to column."""
     rng = np.random.default_rng(5)
-    matrices = [t for t in read_header(float_file).tensors if len(t.shape) == 2 and t.name.startswith("blk.")]
+    matrices = [t for t in read_header(exact.upstream).tensors if len(t.shape) == 2 and t.name.startswith("blk.")]
     sums = {t.name: np.exp(rng.normal(0, 2, (1, t.shape[0]))).astype(np.float32) * 700 for t in matrices}
     counts = {name: np.full(1, 700, np.float32) for name in sums}
     path = tmp_path_factory.mktemp("matrix") / "made-imatrix.gguf"
@@ -73,30 +68,29 @@ def matrix(float_file: Path, tmp_path_factory: pytest.TempPathFactory) -> import
     return importance.load(path)
 
 
-SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("IQ1_S", "IQ2_XS", "IQ3_XXS", "IQ4_XS")]
-
-
-@pytest.mark.parametrize("kind", ["Q2_K_S", "Q4_K_M", *SLOW])
+@pytest.mark.parametrize(
+    "kinds",
+    [["Q2_K_S", "Q4_K_M"], pytest.param(["IQ1_S", "IQ2_XS", "IQ3_XXS", "IQ4_XS"], marks=pytest.mark.slow)],
+    ids=" ".join,
+)
 def test_files_with_a_matrix_are_those_llama_quantize_writes(
-    kind: str, float_file: Path, matrix: importance.Importance, nano: Path, convert: Any, tmp_path: Path
+    kinds: list[str], exact: Exact, matrix: importance.Importance, convert: Any, tmp_path: Path
 ) -> None:
-    native_quantize(float_file, tmp_path / "theirs.gguf", kind, matrix)
-    ours = convert(nano, None, [kind], tmp_path, importance=matrix.path)[kind]
-    assert ours.read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
-    assert read_header(ours).metadata["quantize.imatrix.chunks_count"] == 3
+    for kind, ours in convert(exact.base, exact.adapter, kinds, tmp_path, importance=matrix.path).items():
+        native_quantize(exact.upstream, tmp_path / "theirs.gguf", kind, matrix)
+        assert ours.read_bytes() == (tmp_path / "theirs.gguf").read_bytes(), kind
+        assert read_header(ours).metadata["quantize.imatrix.chunks_count"] == 3
 
 
-def test_tensor_types_are_those_llama_quantize_takes(
-    float_file: Path, nano: Path, convert: Any, tmp_path: Path
-) -> None:
-    overrides = [(r"blk\.[01]\.ffn_down", NUMBERS["Q8_0"]), ("attn_v", NUMBERS["Q6_K"])]
-    native_quantize(float_file, tmp_path / "theirs.gguf", "Q4_K_M", overrides=overrides)
-    ours = convert(nano, None, ["Q4_K_M"], tmp_path, overrides=overrides)["Q4_K_M"]
+def test_tensor_types_are_those_llama_quantize_takes(exact: Exact, convert: Any, tmp_path: Path) -> None:
+    overrides = [(r"blk\.[0]\.ffn_down", NUMBERS["Q8_0"]), ("attn_v", NUMBERS["Q6_K"])]
+    native_quantize(exact.upstream, tmp_path / "theirs.gguf", "Q4_K_M", overrides=overrides)
+    ours = convert(exact.base, exact.adapter, ["Q4_K_M"], tmp_path, overrides=overrides)["Q4_K_M"]
     assert ours.read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
     types = {tensor.name: tensor.type for tensor in read_header(ours).tensors}
-    assert types["blk.1.ffn_down.weight"] == "Q8_0"
-    assert types["blk.2.ffn_down.weight"] != "Q8_0"
-    assert types["blk.5.attn_v.weight"] == "Q6_K"
+    assert types["blk.0.ffn_down.weight"] == "Q8_0"
+    assert types["blk.1.ffn_down.weight"] != "Q8_0"
+    assert types["blk.1.attn_v.weight"] == "Q6_K"
 
 
 def test_means_are_sums_over_counts_and_ones_where_nothing_was_counted(tmp_path: Path) -> None:
@@ -114,14 +108,14 @@ def test_means_are_sums_over_counts_and_ones_where_nothing_was_counted(tmp_path:
     }
 
 
-def test_what_is_no_matrix_is_refused(tmp_path: Path, float_file: Path) -> None:
+def test_what_is_no_matrix_is_refused(tmp_path: Path, exact: Exact) -> None:
     (tmp_path / "empty").touch()
     (tmp_path / "old.dat").write_bytes(bytes(100))
     for path, says in [
         (tmp_path / "none", "does not exist"),
         (tmp_path / "empty", "is empty"),
         (tmp_path / "old.dat", "is not a GGUF file"),
-        (float_file, "of kind 'model'"),
+        (exact.upstream, "of kind 'model'"),
     ]:
         with pytest.raises(UserError, match=says):
             importance.load(path)

@@ -4,66 +4,108 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from exact_models import gguf_name
+from safetensors.torch import load_file
 from test_export_command import command, environment, events, export
 
 from ftllm.errors import UserError
-from ftllm.export import targets
+from ftllm.export import blocks, targets
 from ftllm.export.quants import Wanted
 from ftllm.export.targets import Target
 from ftllm.files import sha256_file
-from ftllm.llama.header import Header, read_header
+from ftllm.llama.header import read_header
 
 
-def contents(headers: list[Header]) -> dict[str, tuple[str, bytes]]:
-    """Every tensor's type and bytes."""
-    found = {}
-    for header in headers:
-        data = header.path.read_bytes()
-        for tensor in header.tensors:
-            found[tensor.name] = (tensor.type, data[tensor.offset : tensor.offset + tensor.nbytes])
-    return found
+@dataclass(frozen=True)
+class Exported:
+    """An export of the nano model as Q8_0, in shards, and Q4_0, which fits in one."""
+
+    out: Path
+    arguments: tuple[object, ...]
+    files: list[dict[str, Any]]
+
+    def again(self, *more: object) -> list[dict[str, Any]]:
+        """Export once more; the last values of options given twice count."""
+        done = export(*self.arguments, *more, place=self.out.parent)
+        assert done.returncode == 0, done.stderr
+        found: list[dict[str, Any]] = events(done.stdout)[-1]["files"]
+        return found
 
 
-def test_shards_hold_what_one_file_holds(nano: Path, converter: Any, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def exported(nano: Path, converter: Any, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     del converter
-    whole = export(nano, "--quant", "Q8_0", "--out", tmp_path / "whole", "--verify", "none", place=tmp_path)
-    assert whole.returncode == 0, whole.stderr
-    done = export(
-        nano, "--quant", "Q8_0", "--out", tmp_path / "out", "--split-max-size", "2M", "--json", place=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
-    files = events(done.stdout)[-1]["files"]
-    assert [Path(file["path"]).name for file in files] == [
-        "nano-Q8_0-00001-of-00003.gguf",
-        "nano-Q8_0-00002-of-00003.gguf",
-        "nano-Q8_0-00003-of-00003.gguf",
-    ]
-    for file in files:
+    out = tmp_path_factory.mktemp("exported") / "out"
+    arguments = (nano, "--quant", "Q8_0,Q4_0", "--out", out, "--verify", "none", "--json", "--split-max-size", "4M")
+    first = Exported(out, arguments, [])
+    return replace(first, files=first.again())
+
+
+def test_shards_hold_the_whole_model(exported: Exported, nano: Path) -> None:
+    files = [file for file in exported.files if file["type"] == "Q8_0"]
+    names = ["nano-Q8_0-00001-of-00002.gguf", "nano-Q8_0-00002-of-00002.gguf"]
+    assert [Path(file["path"]).name for file in files] == names
+    for file in exported.files:
         path = Path(file["path"])
         assert (file["bytes"], file["sha256"]) == (path.stat().st_size, sha256_file(path))
-        assert path.stat().st_size < 2_200_000
+        assert path.stat().st_size < 4_200_000
     headers = [read_header(Path(file["path"])) for file in files]
-    one = read_header(tmp_path / "whole" / "nano-Q8_0.gguf")
-    assert contents(headers) == contents([one])
+    one = read_header(exported.out / "nano-Q4_0.gguf")
+    assert [tensor.name for header in headers for tensor in header.tensors] == [tensor.name for tensor in one.tensors]
     for number, header in enumerate(headers):
         assert header.metadata["split.no"] == number
-        assert header.metadata["split.count"] == 3
+        assert header.metadata["split.count"] == 2
         assert header.metadata["split.tensors.count"] == len(one.tensors)
     assert {key for key in headers[0].metadata if not key.startswith("split.")} == set(one.metadata)
-    entry = json.loads((tmp_path / "out" / "export.json").read_text())["files"]["nano-Q8_0-00001-of-00003.gguf"]
+    weights = load_file(nano / "model.safetensors")
+    for header in headers:
+        for info in header.tensors:
+            if info.name.startswith("blk.") and len(info.shape) == 2:
+                data = np.fromfile(header.path, np.uint8, info.nbytes, offset=info.offset)
+                values = blocks.dequantize(blocks.NUMBERS[info.type], data, info.shape[0])
+                right = next(weight for name, weight in weights.items() if gguf_of(name) == info.name).float().numpy()
+                assert np.abs(values - right).max() < 0.01 * np.abs(right).max(), info.name
+    entry = json.loads((exported.out / "export.json").read_text())["files"][names[0]]
     assert [part["sha256"] for part in entry["shards"]] == [file["sha256"] for file in files]
     assert entry["bytes"] == sum(file["bytes"] for file in files)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "export.json",
-        *sorted(Path(file["path"]).name for file in files),
-    ]
+
+
+def gguf_of(name: str) -> str | None:
+    """The GGUF name of a checkpoint's tensor, None where it is no linear layer."""
+    return gguf_name(name.removesuffix(".weight")) if name.endswith("_proj.weight") else None
+
+
+def test_what_is_whole_is_kept_and_the_rest_made_again_to_the_byte(exported: Exported) -> None:
+    assert all(file["kept"] for file in exported.again())
+    second = exported.out / "nano-Q8_0-00002-of-00002.gguf"
+    right = second.read_bytes()
+    second.write_bytes(right[:-1] + bytes([right[-1] ^ 1]))
+    (exported.out / "nano-Q8_0.partial").mkdir()  # as a killed export leaves it
+    (exported.out / "nano-Q8_0.partial" / second.name).write_bytes(right[:1000])
+    made = exported.again()
+    assert [bool(file.get("kept")) for file in made] == [False, False, True]
+    assert second.read_bytes() == right
+    names = ["export.json", *sorted(Path(file["path"]).name for file in made)]
+    assert sorted(path.name for path in exported.out.iterdir()) == sorted(names)
+
+
+def test_other_inputs_are_made_again_and_other_shards_take_the_place_of_the_old(exported: Exported) -> None:
+    before = (exported.out / "nano-Q4_0.gguf").read_bytes()
+    made = exported.again("--split-max-size", "9M", "--tensor-type", "ffn_down=Q5_0")
+    assert [Path(file["path"]).name for file in made] == ["nano-Q8_0.gguf", "nano-Q4_0.gguf"]
+    assert not any(file.get("kept") for file in made)
+    assert (exported.out / "nano-Q4_0.gguf").read_bytes() != before
+    names = ["export.json", "nano-Q4_0.gguf", "nano-Q8_0.gguf"]
+    assert sorted(path.name for path in exported.out.iterdir()) == names
+    assert sorted(json.loads((exported.out / "export.json").read_text())["files"]) == names[1:]
 
 
 @pytest.mark.slow
@@ -79,6 +121,7 @@ def test_shards_are_those_llama_gguf_split_writes(nano: Path, convert: Any, tool
     assert {path.name: path.read_bytes() for path in (tmp_path / "ours").iterdir()} == theirs
 
 
+@pytest.mark.slow
 def test_a_killed_export_goes_on_from_what_is_whole(nano: Path, converter: Any, tmp_path: Path) -> None:
     """Killed while it verifies: types that have their name are kept, the rest is made; the bytes are the same."""
     del converter
@@ -111,26 +154,6 @@ def test_a_killed_export_goes_on_from_what_is_whole(nano: Path, converter: Any, 
     assert (tmp_path / "again" / "nano-Q5_0.gguf").read_bytes() == (out / "nano-Q5_0.gguf").read_bytes()
 
 
-def test_other_inputs_or_a_changed_file_are_made_again(nano: Path, converter: Any, tmp_path: Path) -> None:
-    del converter
-    arguments = ["--out", tmp_path / "out", "--quant", "Q8_0", "--verify", "none", "--json"]
-    path = tmp_path / "out" / "nano-Q8_0.gguf"
-
-    def kept(*more: object) -> bool:
-        done = export(nano, *arguments, *more, place=tmp_path)
-        assert done.returncode == 0, done.stderr
-        return bool(events(done.stdout)[-1]["files"][0].get("kept"))
-
-    assert not kept()
-    right = path.read_bytes()
-    assert kept()
-    path.write_bytes(right[:-1] + bytes([right[-1] ^ 1]))
-    assert not kept()
-    assert path.read_bytes() == right
-    assert not kept("--tensor-type", "ffn_down=Q4_0")
-    assert path.read_bytes() != right
-
-
 def test_two_exports_do_not_write_to_one_directory(tmp_path: Path) -> None:
     with (
         targets.writing_to(tmp_path / "out", "x"),
@@ -149,4 +172,3 @@ def test_only_its_own_unfinished_files_are_removed(tmp_path: Path) -> None:
     with targets.writing_to(tmp_path, "mine"):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == ["download.partial", "mine-Q4_K_M.gguf"]
-    shutil.rmtree(tmp_path)
