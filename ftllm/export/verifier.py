@@ -48,8 +48,8 @@ def run(job: dict[str, Any], channel: Channel) -> None:
     """Compute the reference, then verify files until told to stop.
 
     Args:
-        job: `base`, `adapter` (or null), `whole` (the reference's weights are held in memory, all at once), `scratch` (a
-            directory), and for `--verify full` `text`, see `full.read_texts`.
+        job: `base`, `adapter` (or null), `whole` (whether all of the reference's weights are in memory at once),
+            `scratch` (a directory), and for `--verify full` `text`, see `full.read_texts`.
     """
     started = time.monotonic()
     base = Path(job["base"])
@@ -88,10 +88,13 @@ def verify(
     """All checks on one type's file, or its shards; its figures, and its faults as sentences."""
     from ftllm.export.full import measure
     from ftllm.llama.header import read_header
+    from ftllm.llama.machine import available_memory
     from ftllm.llama.model import Model
 
     parts = [(part, read_header(Path(part["path"]))) for part in order["files"]]
-    with Model.load(parts[0][1].path, gpu_layers=0, repack=truth.full is not None) as model:
+    size = sum(part["bytes"] for part in order["files"])
+    fits = 2 * size <= available_memory()  # else it is read from the disk as it is needed
+    with Model.load(parts[0][1].path, gpu_layers=0, repack=truth.full is not None and fits) as model:
         figures, faults = _quick(model, parts, order, truth)
         if truth.full is not None and not faults:
             more, faults = measure(model, order["type"], truth.full, progress)
