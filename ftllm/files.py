@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,8 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield partial
         publish(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # what kept it from being made keeps it from being removed
+            partial.unlink(missing_ok=True)
         raise storage_error(error, path) from error
     except BaseException:
         partial.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -10,6 +11,8 @@ from urllib.parse import urlsplit
 from markdown_it import MarkdownIt
 from markdown_it.rules_core import StateCore
 from markdown_it.token import Token
+from pygments.lexers import get_lexer_by_name
+from pygments.util import ClassNotFound
 from rich import box, markdown
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -29,6 +32,15 @@ class CodeBlock:
 
     language: str
     code: str
+
+    @property
+    def suffix(self) -> str:
+        """What the names of files in its language end in: `.py`; `.txt` where that is not known."""
+        try:
+            patterns = get_lexer_by_name(self.language).filenames
+        except ClassNotFound:
+            return ".txt"
+        return next((pattern[1:] for pattern in patterns if re.fullmatch(r"\*\.\w+", pattern)), ".txt")
 
 
 def parser() -> MarkdownIt:
@@ -140,7 +152,7 @@ class _Heading(markdown.Heading):
 
 
 class _Code(markdown.CodeBlock):
-    """Code under a title that names its language and number, and copies it when clicked."""
+    """Code under a title that names its language and number, and saves or copies it when clicked."""
 
     def __init__(self, language: str, number: int | None, look: Look, headless: bool) -> None:
         super().__init__(language, "")
@@ -158,11 +170,12 @@ class _Code(markdown.CodeBlock):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width
         if not self.headless:
-            copy = f"copy {self.number} " if self.number is not None else ""
+            save, copy = ("save  ", f"copy {self.number} ") if self.number is not None else ("", "")
             name = Text(f" {self.lexer_name}", no_wrap=True, end="")
-            name.truncate(max(width - len(copy), 0), pad=True, overflow="ellipsis")
+            name.truncate(max(width - len(save + copy), 0), pad=True, overflow="ellipsis")
             style = self.look["code-name"] + Style(bgcolor=self.look["code"].bgcolor)
             yield Segment(name.plain, style)
+            yield Segment(save, style + Style.from_meta({"save": self.number}))
             yield Segment(copy, style + Style.from_meta({"code": self.number}))
             yield Segment.line()
         for line in code_lines(str(self.text).rstrip("\n"), self.lexer_name, width, self.look):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from rich.cells import cell_len, split_graphemes
 
 TAB = "    "
@@ -81,6 +83,12 @@ def tail(text: str, width: int, height: int) -> str:
     recent = text[-2 * width * height :].rstrip("\n")
     lines = [folded for line in recent.split("\n")[-height:] for folded in wrap(line, width)]
     return "\n".join(lines[-height:])
+
+
+def file_name(title: str, suffix: str) -> str:
+    """A name for a file from a title: `What is 2 + 2?` -> `what-is-2-2.md`."""
+    words = re.findall(r"\w+", title.lower())
+    return ("-".join(words)[:60].rstrip("-") or "chat") + suffix
 
 
 def counted(number: int, noun: str) -> str:

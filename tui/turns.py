@@ -29,6 +29,7 @@ from tui.look import Page
 from tui.markdown import CodeBlock, code_blocks, parse, render
 from tui.text import counted, harmless
 from tui.thought import Thought, estimate
+from tui.tools import AGAIN, COPY, DELETE, EDIT, MORE, SAVE, Tool
 
 LOG_LINES = 5
 
@@ -58,10 +59,12 @@ class Turn(ABC):
 
     Attributes:
         node: the message's number in the store; None for a remark of the program.
+        branch: its place among those beside it, from 1, and their number.
         key: what to press for an answer now.
     """
 
     node: int | None = None
+    branch: tuple[int, int] = (1, 1)
     key = "Ctrl+N"
 
     @abstractmethod
@@ -75,6 +78,20 @@ class Turn(ABC):
     @property
     def thoughts(self) -> list[Thought]:
         """The thoughts in it."""
+        return []
+
+    @property
+    def code(self) -> list[CodeBlock]:
+        """Its blocks of code, as they are numbered on the screen."""
+        return []
+
+    def tools(self, *, last: bool) -> list[Tool]:
+        """What can be done with it.
+
+        Args:
+            last: whether no message follows it.
+        """
+        del last
         return []
 
 
@@ -98,15 +115,19 @@ class UserTurn(Turn):
     def __init__(self, text: str, node: int | None = None, branch: tuple[int, int] = (1, 1)) -> None:
         self.text = text
         self.node = node
-        self._branch = branch
+        self.branch = branch
 
     def draw(self, page: Page) -> list[Strip]:
         look = page.look
         text = page.plain(harmless(self.text), look["user"], ("▌", look["user-bar"]))
-        return [*text, *branch_line(self._branch, page), page.blank]
+        return [*text, *branch_line(self.branch, page), page.blank]
 
     def estimate(self, page: Page) -> int:
-        return 1 + estimate(self.text, page) + (self._branch[1] > 1)
+        return 1 + estimate(self.text, page) + (self.branch[1] > 1)
+
+    def tools(self, *, last: bool) -> list[Tool]:
+        del last
+        return [COPY, EDIT, AGAIN, DELETE]
 
 
 @dataclass
@@ -142,7 +163,7 @@ class ReplyTurn(Turn):
         self.node = node
         self.running = True
         self._clock, self._mode, self._budget = clock, mode, budget
-        self._branch, self._byline = branch, byline
+        self.branch, self._byline = branch, byline
         self._dropped = 0  # messages that the model no longer saw
         self._parts: list[Thought | GrowingProse | str | Note] = []
         self._memo: dict[str, tuple[Page, list[Strip]]] = {}
@@ -201,6 +222,11 @@ class ReplyTurn(Turn):
         """Its blocks of code, as they are numbered on the screen."""
         return [block for text in self.answer for block in code_blocks(text)]
 
+    def tools(self, *, last: bool) -> list[Tool]:
+        fenced = any("```" in text or "~~~" in text for text in self.answer)  # cheaper than parsing it
+        done = [AGAIN, *([MORE] if last else []), EDIT, DELETE] if not self.running else []
+        return [COPY, *([SAVE] if fenced else []), *done]
+
     def take(self, event: AnyEvent) -> None:
         """Fold an event in."""
         last = self._parts[-1] if self._parts else None
@@ -254,12 +280,12 @@ class ReplyTurn(Turn):
             lines += page.plain(text, page.look["warning"])
         if self._byline:
             lines = [*page.plain(self._byline, page.look["muted"]), *lines]
-        return [*lines, *branch_line(self._branch, page), page.blank]
+        return [*lines, *branch_line(self.branch, page), page.blank]
 
     def estimate(self, page: Page) -> int:
         thoughts = sum(1 + thought.estimate(page) for thought in self.thoughts)
         texts = sum(1 + estimate(text, page) for text in [*self.answer, *self.notes])
-        return thoughts + texts + bool(self._byline) + (self._branch[1] > 1)
+        return thoughts + texts + bool(self._byline) + (self.branch[1] > 1)
 
     def _whole(self, text: str, codes: int, page: Page) -> list[Strip]:
         """A complete part of the answer; drawn once while the reply goes on."""

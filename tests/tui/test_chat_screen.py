@@ -279,11 +279,13 @@ async def test_the_footer_offers_what_can_be_done() -> None:
     async with stage.app.run_test() as pilot:
         stage.engine.ready()
         await stage.settle(pilot)
-        assert offered() == {"Thoughts", "Copy", "Help", "Settings", "Quit"}
+        assert offered() == {"Thoughts", "Help", "Settings", "Quit"}
         await stage.say(pilot, "Think!")
         stage.engine.think(*STEPS)
         await stage.settle(pilot)
-        assert offered() == {"Stop", "Answer now", "Thoughts", "Copy", "Help", "Settings", "Quit"}
+        assert offered() == {"Stop", "Answer now", "Messages", "Thoughts", "Copy", "Help", "Settings", "Quit"}
+        await pilot.press("up")
+        assert offered() == {"Stop", "Answer now", "Select", "Thought", "Thoughts", "Help", "Settings", "Quit"}
 
 
 async def test_light_and_dark() -> None:

@@ -2,41 +2,90 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from textual import events, on
 from textual.binding import Binding, BindingType
 
+from ftllm.chat import store as chats
+from ftllm.chat.store import Node
+from ftllm.errors import UserError
+from tui.clipboard import give_to_helper, takes_osc52
+from tui.markdown import CodeBlock
 from tui.screens.choosing import ChoosingScreen
-from tui.text import without_controls
+from tui.screens.path import PathScreen, Writing
+from tui.text import counted, file_name, without_controls
+from tui.turns import ReplyTurn, Turn, UserTurn
 from tui.widgets.composer import Composer
-from tui.widgets.transcript import Clicked, EndMarker
+from tui.widgets.transcript import Clicked, EndMarker, Left, Transcript
+
+UNDER_WAY = "A reply is under way: Esc stops it"
 
 
 class ChatScreen(ChoosingScreen):
-    """One conversation with one model, and its keys."""
+    """One conversation with one model, and its keys.
+
+    What is done with a message is done with the one selected, while one is, else with the last reply.
+    """
+
+    _editing: Node | None = None
+    _deleted: Sequence[Callable[[], None]] = ()  # each brings something back, the last deleted last
 
     BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "leave_message", "Leave it", tooltip="Leave the message that is edited as it was"),
         Binding("escape", "stop", "Stop", tooltip="Stop the reply and keep what there is; take queued messages back"),
-        Binding("escape", "write", "Write", show=False, tooltip="Go back to writing"),
+        Binding("escape", "write", "Write", tooltip="Go back to writing"),
         Binding("ctrl+n", "answer_now", "Answer now", priority=True, tooltip="End the thought and answer"),
+        Binding(
+            "ctrl+up,alt+up",
+            "messages",
+            "Messages",
+            tooltip="Select a message, to copy, edit or repeat it; Up in an empty composer does the same",
+        ),
         Binding("ctrl+t", "toggle_thoughts", "Thoughts", priority=True, tooltip="Open or close all thoughts"),
         Binding("ctrl+o", "copy_reply", "Copy", priority=True, tooltip="Copy the last reply to the clipboard"),
+        Binding("ctrl+r", "regenerate", "Again", show=False, priority=True, tooltip="Ask for another reply"),
         Binding("pageup", "scroll_pages(-1)", "Scroll up", show=False, priority=True),
         Binding("pagedown", "scroll_pages(1)", "Scroll down", show=False, priority=True),
         Binding("ctrl+home", "to_start", "Go to the start", show=False, priority=True),
         Binding("ctrl+end", "to_end", "Go to the end and follow it", show=False, priority=True),
     ]
 
-    # Actions
-
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Offer only what can be done now."""
-        if action == "stop":
-            return self.busy or bool(self._queue)
-        if action == "answer_now":
-            return self._turn is not None and self._turn.live_thought is not None
+        reading = isinstance(self.focused, Transcript)
+        match action:
+            case "leave_message":
+                return self.composer.editing
+            case "stop":
+                return self.busy or bool(self._queue)
+            case "answer_now":
+                return self._turn is not None and self._turn.live_thought is not None
+            case "write":
+                return reading
+            case "messages" | "copy_reply":
+                return not reading and bool(self.conversation.nodes)
+            case "branch":
+                return (turn := self._turn_meant()) is not None and turn.branch[1] > 1
         return super().check_action(action, parameters)
+
+    @property
+    def composer(self) -> Composer:
+        """Where the person writes."""
+        return self.query_one(Composer)
+
+    # Writing
+
+    @on(Composer.Sent)
+    def _sent(self, event: Composer.Sent) -> None:
+        if self.composer.editing:
+            self._resend(event.text)
+        else:
+            self.transcript.selected = None
+            self.send(event.text)
 
     def action_stop(self) -> None:
         """End the reply; what there is of it stays."""
@@ -45,13 +94,24 @@ class ChatScreen(ChoosingScreen):
         else:
             self._return_queue()
 
+    @on(Left)
     def action_write(self) -> None:
         """Back to the composer."""
-        self.query_one(Composer).focus()
+        self.transcript.selected = None
+        self.composer.focus()
 
     def action_answer_now(self) -> None:
         """End the thought and go on to the answer."""
         self._talker.answer_now()
+
+    def on_key(self, event: events.Key) -> None:
+        """What is typed while reading is meant for the composer, unless it is a key of the transcript."""
+        if event.character and event.is_printable and event.key not in self.active_bindings:
+            event.stop()
+            self.composer.focus()
+            self.composer.insert(event.character)
+
+    # Reading
 
     def action_toggle_thoughts(self) -> None:
         """Close all thoughts where any is open, else open all."""
@@ -60,18 +120,6 @@ class ChatScreen(ChoosingScreen):
         for thought in thoughts:
             thought.choose(opening)
         self.transcript.redraw_all()
-
-    def action_copy_reply(self) -> None:
-        """The last reply, without its thought, to the clipboard."""
-        replies = [message.content for message in self.conversation.messages if message.role == "assistant"]
-        if self.conversation.recorder is not None:
-            replies.append(self.conversation.recorder.message.content)
-        text = next((reply for reply in reversed(replies) if reply), "")
-        if text:
-            self.app.copy_to_clipboard(without_controls(text))
-            self.notify("Reply copied", timeout=2)
-        else:
-            self.notify("There is no reply to copy yet", timeout=2)
 
     def action_scroll_pages(self, pages: int) -> None:
         """Move the transcript by whole pages."""
@@ -86,20 +134,261 @@ class ChatScreen(ChoosingScreen):
         """Show the last line and follow it."""
         self.transcript.to_end()
 
-    def on_key(self, event: events.Key) -> None:
-        """What is typed while reading is meant for the composer, unless it is a key of the transcript."""
-        if event.character and event.is_printable and event.key not in self.active_bindings:
-            event.stop()
-            composer = self.query_one(Composer)
-            composer.focus()
-            composer.insert(event.character)
-
     @on(Clicked)
     def _clicked(self, event: Clicked) -> None:
-        if event.what == "thought" and event.turn.thoughts:
-            opening = not any(thought.open for thought in event.turn.thoughts)
-            for thought in event.turn.thoughts:
-                thought.choose(opening)
-            self.transcript.redraw(event.turn, hold=True)
-        elif event.what == "link":
-            self.app.open_url(event.value)
+        turn = event.turn
+        match event.what:
+            case "thought" if turn.thoughts:
+                opening = not any(thought.open for thought in turn.thoughts)
+                for thought in turn.thoughts:
+                    thought.choose(opening)
+                self.transcript.redraw(turn, hold=True)
+            case "branch":
+                self._step(turn, event.value)
+            case "code":
+                self._copy_code(turn.code, event.value)
+            case "save":
+                self._save_code(turn.code, event.value)
+            case "do":
+                self._do(event.value, turn)
+            case "link":
+                self.app.open_url(event.value)
+
+    # Messages
+
+    @on(Composer.LookedUp)
+    def action_messages(self) -> None:
+        """Select the last message."""
+        if self.conversation.nodes:
+            self.transcript.focus()
+
+    def _turn_meant(self, kind: type[Turn] = ReplyTurn) -> Turn | None:
+        """The message that keys act on: the selected one, or the last of a kind."""
+        transcript = self.transcript
+        if self.focused is transcript and transcript.selected is not None:
+            return transcript.selected
+        return next((turn for turn in reversed(transcript.turns) if isinstance(turn, kind)), None)
+
+    def _do(self, action: str, turn: Turn | None = None) -> None:
+        """Do something with a message, by default the chosen one; what cannot be done is told."""
+        turn = turn or self._turn_meant()
+        node = next((node for node in self.conversation.nodes if turn is not None and node.id == turn.node), None)
+        if turn is None or node is None:
+            self.notify("There is no message yet", timeout=2)
+            return
+        if turn is self._turn and action in ("edit_message", "continue_reply", "delete_message"):
+            self.notify(UNDER_WAY, timeout=2)
+            return
+        try:
+            match action:
+                case "copy_message":
+                    content = node.message.content
+                    if turn is self._turn and self.conversation.recorder is not None:
+                        content = self.conversation.recorder.message.content
+                    self._copy(content, "Message" if node.message.role == "user" else "Reply")
+                case "copy_thought":
+                    self._copy("\n\n".join(thought.text.strip() for thought in turn.thoughts), "Thought")
+                case "save_code":
+                    self._save_code(turn.code)
+                case "regenerate":
+                    self._when_free(lambda: self._change(lambda: self.conversation.regenerate(node)))
+                case "edit_message":
+                    self._editing = node
+                    self.composer.begin_edit(node.message.content)
+                    self.refresh_bindings()
+                case "continue_reply":
+                    self._continue(turn, node)
+                case "delete_message":
+                    self._delete(node)
+        except UserError as error:
+            self._tell(error)
+
+    def _change(self, asking: Callable[[], object]) -> None:
+        """Ask for a reply in a way that changes what is shown."""
+        self._ask(asking)
+        self._show_changed()
+        self.transcript.to_end()
+
+    def action_copy_message(self) -> None:
+        """Copy the message."""
+        self._do("copy_message")
+
+    def action_copy_thought(self) -> None:
+        """Copy the message's thought."""
+        self._do("copy_thought")
+
+    def action_copy_reply(self) -> None:
+        """Copy the last reply, without its thought."""
+        replies = [message.content for message in self.conversation.messages if message.role == "assistant"]
+        if self.conversation.recorder is not None:
+            replies.append(self.conversation.recorder.message.content)
+        self._copy(next((reply for reply in reversed(replies) if reply), ""), "Reply")
+
+    def action_copy_code(self, number: int | str = 0) -> None:
+        """Copy a block of code, by its number on the screen; 0 is the last."""
+        turn = self._turn_meant()
+        self._copy_code(turn.code if turn is not None else [], _number(number))
+
+    def action_save_code(self, number: str = "") -> None:
+        """Write a block of code to a file."""
+        turn = self._turn_meant()
+        self._save_code(turn.code if turn is not None else [], _number(number))
+
+    def action_regenerate(self) -> None:
+        """Ask for another reply, beside the one there is."""
+        self._do("regenerate")
+
+    def action_edit_message(self) -> None:
+        """Say a message otherwise."""
+        self._do("edit_message", self._turn_meant(UserTurn))
+
+    def action_continue_reply(self) -> None:
+        """Let the last reply go on."""
+        self._do("continue_reply")
+
+    def action_delete_message(self) -> None:
+        """Take a message out, with what follows it."""
+        self._do("delete_message")
+
+    def action_branch(self, step: int) -> None:
+        """Show the branch before or after."""
+        turn = self._turn_meant()
+        if turn is not None:
+            self._step(turn, step)
+
+    def action_undo(self) -> None:
+        """Undo the last deletion."""
+        if self._deleted:
+            *self._deleted, restore = self._deleted
+            restore()
+        else:
+            self.notify("Nothing was deleted", timeout=2)
+
+    def action_export(self, name: str = "") -> None:
+        """Write the session to a file."""
+        info = self.conversation.info
+        if info is None:
+            self.notify("There is nothing to export yet", timeout=2)
+            return
+        title, store = chats.get_session(self.conversation.store, info.id).title, self.conversation.store
+
+        def write(path: Path) -> None:
+            chats.export_session(store, info.id, path)
+
+        path = Path(name).expanduser().absolute()
+        if name and not path.exists():
+            write(path)
+            self._written(path)
+            return
+        things = [
+            Writing("Markdown: the branch that is shown", name or file_name(title, ".md"), write),
+            Writing("JSON: every branch, to be imported again", file_name(title, ".json"), write),
+        ]
+        self.app.push_screen(PathScreen("Export the session", things), self._written)
+
+    def action_leave_message(self) -> None:
+        """Leave the message that is being edited as it was."""
+        self.composer.end_edit()
+        self.refresh_bindings()
+
+    def _resend(self, text: str) -> None:
+        """The message that was edited is ready."""
+        node = self._editing
+        if node is None or text == node.message.content.strip():
+            self.action_leave_message()
+            return
+
+        self.action_leave_message()
+        if node.message.role == "user":
+            self._when_free(lambda: self._change(lambda: self.conversation.edit(node, text)))
+        else:
+            self.conversation.edit(node, text)
+            self._show_changed()
+
+    def _continue(self, turn: Turn, node: Node) -> None:
+        if not isinstance(turn, ReplyTurn) or node.id != self.conversation.nodes[-1].id:
+            self.notify("Only the last reply can go on", timeout=2)
+        elif not self.busy:
+            self._when_free(lambda: self._ask(lambda: self.conversation.go_on(node), turn))
+
+    def _delete(self, node: Node) -> None:
+        if self.busy:
+            self.notify(UNDER_WAY, timeout=2)
+            return
+        following = len(self.conversation.nodes) - self.conversation.nodes.index(node) - 1
+        self.conversation.delete(node.id)
+        self._show_changed()
+
+        def restore() -> None:
+            self.conversation.restore(node.id)
+            self._show_changed()
+
+        self._deleted = [*self._deleted, restore]
+        with_it = f" with {counted(following, 'message')} after it" if following else ""
+        self.notify(f"Deleted{with_it}; u brings it back", timeout=4)
+
+    def _step(self, turn: Turn, step: int) -> None:
+        """Show a branch beside a message."""
+        if turn.node is None or turn.branch[1] < 2:
+            return
+        if self.busy:
+            self.notify(UNDER_WAY, timeout=2)
+            return
+        try:
+            self.conversation.step(turn.node, step)
+        except UserError as error:
+            self._tell(error)
+        self._show_changed()
+
+    # Out of here
+
+    def _copy(self, text: str, what: str) -> None:
+        """To the clipboard."""
+        if not text:
+            self.notify(f"There is no {what.lower()} to copy", timeout=2)
+            return
+        clean = without_controls(text)
+        self.app.copy_to_clipboard(clean)
+        if give_to_helper(clean, os.environ) or takes_osc52(os.environ):
+            self.notify(f"{what} copied", timeout=2)
+        else:
+            self.notify(
+                f"{what} copied in here only: this terminal has no clipboard for programs; x exports, s saves code",
+                severity="warning",
+            )
+
+    def _copy_code(self, blocks: list[CodeBlock], number: int = 0) -> None:
+        if not blocks or number > len(blocks):
+            self._no_code(number)
+            return
+        number = number or len(blocks)
+        self._copy(blocks[number - 1].code, f"Code {number}")
+
+    def _no_code(self, number: int) -> None:
+        self.notify(f"There is no block of code{f' {number}' if number else ''} here", timeout=2)
+
+    def _save_code(self, blocks: list[CodeBlock], number: int = 0) -> None:
+        """Ask where to, and write a block of code there."""
+        if not blocks or number > len(blocks):
+            self._no_code(number)
+            return
+        things = [
+            Writing(
+                f"block {place} ({block.language or 'text'}, {counted(block.code.count(chr(10)) + 1, 'line')})",
+                file_name(f"code-{place}", block.suffix),
+                lambda path, block=block: chats.save_code(path, block.code),  # type: ignore[misc]
+            )
+            for place, block in enumerate(blocks, 1)
+        ]
+        self.app.push_screen(PathScreen("Save code", things, (number or len(blocks)) - 1), self._written)
+
+    def _written(self, path: Path | None) -> None:
+        if path is not None:
+            self.notify(f"Written: {path}", timeout=6)
+
+
+def _number(text: int | str) -> int:
+    """A block's number as a person gives it, 0 where they give none."""
+    if isinstance(text, str) and text and not text.isdecimal():
+        raise UserError(f"{text} is no number", "blocks of code have theirs in their upper right corner")
+    return int(text or 0)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from types import MappingProxyType
 
 from textual import on
 from textual.app import ComposeResult
@@ -74,6 +75,7 @@ class TalkScreen(Screen[None]):
         self._load_failed = False
         self._queue: list[str] = []
         self._turn: ReplyTurn | None = None
+        self._next: Callable[[], None] | None = None  # what waits for the engine
 
     def compose(self) -> ComposeResult:
         with Container(id="view"):
@@ -162,9 +164,11 @@ class TalkScreen(Screen[None]):
             if isinstance(event, Loaded):
                 self._loaded, self._load_failed = True, False
                 self.conversation.model_hash = event.fingerprint
-                self._send_next()
+                if not self._do_next():
+                    self._send_next()
             elif isinstance(event, Failed):
                 self._load_failed = not self._loaded
+                self._next = None
                 self._remark(failure_text(event), failure=True)
                 self._return_queue()
             return
@@ -184,6 +188,8 @@ class TalkScreen(Screen[None]):
         if turn is not None:
             self.transcript.redraw(turn)
         self.refresh_bindings()
+        if self._do_next():
+            return
         if isinstance(event, Done) and event.reason != "stopped":
             self._send_next()
         else:
@@ -191,10 +197,9 @@ class TalkScreen(Screen[None]):
 
     # Sending
 
-    @on(Composer.Sent)
-    def _sent(self, event: Composer.Sent) -> None:
-        """Send the message, or keep it until the engine is free."""
-        self._queue.append(event.text)
+    def send(self, text: str) -> None:
+        """Send a message, or keep it until the engine is free."""
+        self._queue.append(text)
         if self._load_failed:
             self._load_failed = False
             self._load()
@@ -202,6 +207,25 @@ class TalkScreen(Screen[None]):
             self._send_next()
         self._show_queue()
         self.transcript.to_end()
+
+    def _when_free(self, work: Callable[[], None]) -> None:
+        """Do something that needs the engine: at once, or when it is loaded and the reply under way is stopped."""
+        if self._loaded and not self.busy:
+            work()
+            return
+        self._next = work
+        if self.busy:
+            self._talker.stop()
+        elif self._load_failed:
+            self._load_failed = False
+            self._load()
+
+    def _do_next(self) -> bool:
+        """Do what waited for the engine, if anything did."""
+        work, self._next = self._next, None
+        if work is not None:
+            work()
+        return work is not None
 
     def _load(self) -> None:
         try:
@@ -223,8 +247,12 @@ class TalkScreen(Screen[None]):
             assert turn is not None
             self.transcript.add(UserTurn(text, asked.id), turn)
 
-    def _ask(self, asking: Callable[[], object]) -> None:
-        """Ask the engine for a reply; what goes wrong is told."""
+    def _ask(self, asking: Callable[[], object], turn: ReplyTurn | None = None) -> None:
+        """Ask the engine for a reply; what goes wrong is told.
+
+        Args:
+            turn: the reply that goes on; None for a new one.
+        """
         try:
             asking()
         except UserError as error:
@@ -233,7 +261,9 @@ class TalkScreen(Screen[None]):
                 return
             self._inbox.put(Failed(0.0, NO_REPLY, error.message, error.hint, error.exit_code))
         last = self.conversation.nodes[-1]
-        self._turn = ReplyTurn(
+        if turn is not None:
+            turn.resume()
+        self._turn = turn or ReplyTurn(
             self._clock,
             node=last.id,
             branch=(last.branch, last.branches),
@@ -243,14 +273,26 @@ class TalkScreen(Screen[None]):
         self._meter.asked()
         self.refresh_bindings()
 
-    def _turns(self, nodes: list[Node]) -> list[Turn]:
+    def _turns(self, nodes: list[Node], known: Mapping[int | None, Turn] = MappingProxyType({})) -> list[Turn]:
+        """The messages as turns: those `known` by their nodes are taken where they look the same."""
         turns: list[Turn] = []
         for node in nodes:
-            if node.message.role == "user":
-                turns.append(UserTurn(node.message.content, node.id, (node.branch, node.branches)))
-            else:
-                turns.append(ReplyTurn.of(node, self._clock, self._mode))
+            turn, branch = known.get(node.id), (node.branch, node.branches)
+            if turn is None or turn.branch != branch:
+                if node.message.role == "user":
+                    turn = UserTurn(node.message.content, node.id, branch)
+                else:
+                    turn = ReplyTurn.of(node, self._clock, self._mode)
+            turns.append(turn)
         return turns
+
+    def _show_changed(self) -> None:
+        """Show the conversation's messages again after some have changed; the rest stays as it is on the screen."""
+        known: dict[int | None, Turn] = {turn.node: turn for turn in self.transcript.turns}
+        if self._turn is not None:
+            known[self._turn.node] = self._turn
+        self.transcript.change(self._turns(self.conversation.nodes, known))
+        self.refresh_bindings()
 
     def _return_queue(self) -> None:
         """Messages that were not sent go back to the composer."""

@@ -29,6 +29,9 @@ class Composer(TextArea):
 
         text: str
 
+    class LookedUp(Message):
+        """The person wants to go up to the messages, from an empty composer."""
+
     menu: Completions | None = None  # what the line may become, while it is a command
 
     def __init__(self) -> None:
@@ -37,6 +40,29 @@ class Composer(TextArea):
             highlight_cursor_line=False,
             show_line_numbers=False,
         )
+        self._draft: str | None = None  # what was being written when a message was taken to be edited
+
+    @property
+    def editing(self) -> bool:
+        """Whether a message said before is being edited."""
+        return self._draft is not None
+
+    def begin_edit(self, text: str) -> None:
+        """Edit a message; what was being written waits."""
+        if self._draft is None:
+            self._draft = self.text
+        self.border_title = "Editing: Enter sends, Esc leaves it as it was"
+        self.load_text(text)
+        self.move_cursor(self.document.end)
+        self.focus()
+
+    def end_edit(self) -> None:
+        """Go on with what was being written before."""
+        if self._draft is not None:
+            self.load_text(self._draft)
+            self.move_cursor(self.document.end)
+        self._draft = None
+        self.border_title = None
 
     async def _on_key(self, event: events.Key) -> None:
         if self.menu is not None and self.menu.chosen is not None and self._choose(event.key):
@@ -46,8 +72,13 @@ class Composer(TextArea):
             event.stop()
             event.prevent_default()
             if text := self.text.strip():
-                self.clear()
+                if not self.editing:
+                    self.clear()
                 self.post_message(self._finished(text))
+        elif event.key == "up" and not self.text:
+            event.stop()
+            event.prevent_default()
+            self.post_message(self.LookedUp())
         elif event.key in self.NEW_LINE_KEYS:
             event.stop()
             event.prevent_default()
@@ -74,6 +105,8 @@ class Composer(TextArea):
 
     def _finished(self, text: str) -> Message:
         """What a line is: a command, or a message; a message that begins with a slash is written with two."""
+        if self.editing:
+            return self.Sent(text)
         if is_command(text):
             return self.Commanded(text)
         return self.Sent(text.removeprefix("/") if text.startswith(MESSAGE_PREFIX) else text)

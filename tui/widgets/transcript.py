@@ -21,6 +21,7 @@ from textual.strip import Strip
 from textual.widgets import Static
 
 from tui.look import GUTTER, NAMES, Look, Page
+from tui.tools import tools_line
 from tui.turns import Turn
 
 KEPT_LINES = 4000
@@ -31,9 +32,16 @@ class Moved(Message):
     """The view or what it shows has moved: the end may have come into view or left it."""
 
 
+class Left(Message):
+    """The person went down past the last message."""
+
+
 @dataclass
 class Clicked(Message):
-    """Something in a turn was clicked: its `thought`, a `branch` step, a block of `code`, or a `link`."""
+    """Something in a turn was clicked.
+
+    Its `thought`, a `branch` step, a block of `code` to copy or `save`, a `link`, or a tool that says what to `do`.
+    """
 
     turn: Turn
     what: str
@@ -53,15 +61,32 @@ class Transcript(ScrollView, can_focus=True):
     FOCUS_ON_CLICK = False  # the composer keeps what is typed next
     COMPONENT_CLASSES: ClassVar[set[str]] = {f"transcript--{name}" for name in NAMES}
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up,k", "select(-1)", "Previous message", show=False),
-        Binding("down,j", "select(1)", "Next message", show=False),
+        Binding("up,k", "select(-1)", "Select", key_display="↑↓", tooltip="Select the message before"),
+        Binding("down,j", "select(1)", "Next message", show=False, tooltip="Select the message after; then write"),
         Binding("enter,space", "toggle_thought", "Thought", tooltip="Open or close the message's thought"),
+        Binding("left,h", "screen.branch(-1)", "Branches", key_display="←→", tooltip="Show the branch before"),
+        Binding("right,l", "screen.branch(1)", "Next branch", show=False, tooltip="Show the branch after"),
+        Binding("c", "screen.copy_message", "Copy", show=False, tooltip="Copy the message"),
+        Binding("t", "screen.copy_thought", "Copy thought", show=False, tooltip="Copy the message's thought"),
+        Binding(
+            "1", "screen.copy_code(1)", "Copy code", show=False, key_display="1-9", tooltip="Copy that block of code"
+        ),
+        *(Binding(str(number), f"screen.copy_code({number})", show=False, system=True) for number in range(2, 10)),
+        Binding("s", "screen.save_code", "Save code", show=False, tooltip="Save a block of code to a file"),
+        Binding("r", "screen.regenerate", "Again", show=False, tooltip="Ask for another reply, beside this one"),
+        Binding("e", "screen.edit_message", "Edit", show=False, tooltip="Say it otherwise, and ask again"),
+        Binding("m", "screen.continue_reply", "More", show=False, tooltip="Let the last reply go on"),
+        Binding("d,delete", "screen.delete_message", "Delete", show=False, tooltip="Delete it and what follows it"),
+        Binding("u", "screen.undo", "Undo", show=False, tooltip="Undo the last deletion"),
+        Binding("a", "screen.answer_now", "Answer now", show=False, tooltip="End the thought and answer"),
+        Binding("x", "screen.export", "Export", show=False, tooltip="Write the session to a Markdown or JSON file"),
     ]
 
     def __init__(self, empty: str) -> None:
         super().__init__()
         self.turns: list[Turn] = []
         self.selected: Turn | None = None
+        self._hovered: Turn | None = None
         self._empty = empty
         self._page: Page | None = None
         self._heights: list[int] = []
@@ -93,6 +118,18 @@ class Transcript(ScrollView, can_focus=True):
         self._heights += [self._height(turn) for turn in turns]
         self._arrange()
         self.refresh()
+
+    def change(self, turns: Sequence[Turn]) -> None:
+        """Show these turns instead, most of which are shown already; the view and the selection stay where they can."""
+        top = self._at_top()
+        if top is not None and turns and not self._following:
+            self._place = turns[min(self.turns.index(top[0]), len(turns) - 1)], top[1]
+        if self.selected in self.turns:
+            self.selected = turns[min(self.turns.index(self.selected), len(turns) - 1)] if turns else None
+        self.turns = list(turns)
+        for gone in self._drawn.keys() - set(turns):
+            del self._drawn[gone]
+        self._measure()
 
     def redraw(self, turn: Turn, *, hold: bool = False) -> None:
         """The turn has changed; with `hold`, the first line in view stays even where the end was followed."""
@@ -147,12 +184,13 @@ class Transcript(ScrollView, can_focus=True):
     # Reading it by keys
 
     def action_select(self, step: int) -> None:
-        """Select the message before or after."""
+        """Select the message before or after; after the last one comes the composer."""
         messages = [turn for turn in self.turns if turn.node is not None]
-        if not messages:
-            return
         here = messages.index(self.selected) if self.selected in messages else len(messages)
-        self.select(messages[min(max(here + step, 0), len(messages) - 1)])
+        if here + step < len(messages):
+            self.select(messages[max(here + step, 0)])
+        elif step > 0:
+            self.post_message(Left())
 
     def select(self, turn: Turn | None) -> None:
         """Let keys act on this turn."""
@@ -169,8 +207,9 @@ class Transcript(ScrollView, can_focus=True):
 
     def on_focus(self) -> None:
         """There is always a message selected where there are any."""
+        self._hovered = None
         if self.selected not in self.turns:
-            self.action_select(0)
+            self.action_select(-1)
 
     def on_blur(self) -> None:
         """The mark goes."""
@@ -191,8 +230,11 @@ class Transcript(ScrollView, can_focus=True):
         turn = self.turns[index]
         lines, inside = self._lines(turn), line - self._tops[index]
         strip = lines[inside] if inside < len(lines) else self._page.blank
-        if turn is self.selected and self.has_focus and inside < len(lines) - 1:
+        selected = turn is self.selected and self.has_focus
+        if selected and inside < len(lines) - 1:
             strip = self._marked(strip, self._page)
+        elif inside == len(lines) - 1 and (selected or turn is self._hovered):
+            strip = tools_line(turn.tools(last=index == len(self.turns) - 1), self._page, keys=selected)
         if (selection := self.text_selection) is not None and (span := selection.get_span(line)) is not None:
             strip = self._highlighted(strip, span)
         return strip.apply_offsets(0, line)
@@ -347,12 +389,27 @@ class Transcript(ScrollView, can_focus=True):
         if not self.turns:
             return
         targets = {**event.style.meta, **({"link": event.style.link} if event.style.link else {})}
-        for what in ("thought", "branch", "code", "link"):
+        for what in ("thought", "branch", "code", "save", "do", "link"):
             if what in targets:
                 event.stop()
                 turn = self.turns[self._index(self.scroll_offset.y + event.y)]
                 self.post_message(Clicked(turn, what, targets[what]))
                 return
+
+    def on_mouse_move(self, event: events.MouseMove) -> None:
+        """The message under the mouse offers its tools, unless another is selected."""
+        line = self.scroll_offset.y + event.y
+        inside = bool(self.turns) and not self.has_focus and line < self._tops[-1]
+        self._hover(self.turns[self._index(line)] if inside else None)
+
+    def on_leave(self) -> None:
+        """The mouse has gone."""
+        self._hover(None)
+
+    def _hover(self, turn: Turn | None) -> None:
+        if turn is not self._hovered:
+            self._hovered = turn
+            self.refresh()
 
     # Selecting with the mouse
 

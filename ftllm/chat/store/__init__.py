@@ -65,7 +65,7 @@ from ftllm.chat.store.sessions import (
     restore_session,
     set_system,
 )
-from ftllm.chat.store.transfer import export_session, from_json, import_session, to_json, to_markdown
+from ftllm.chat.store.transfer import export_session, from_json, import_session, save_code, to_json, to_markdown
 
 __all__ = [
     "Author",
@@ -102,6 +102,7 @@ __all__ = [
     "rename_session",
     "restore_message",
     "restore_session",
+    "save_code",
     "search",
     "set_system",
     "show_node",

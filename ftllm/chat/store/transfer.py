@@ -1,4 +1,4 @@
-"""Sessions out to Markdown and JSON, and in from JSON."""
+"""Sessions out to Markdown and JSON, and in from JSON; code out of them."""
 
 from __future__ import annotations
 
@@ -49,6 +49,11 @@ def export_session(store: Store, session: int, path: Path) -> None:
             write_text(path, to_markdown(store, session))
         case suffix:
             raise UserError(f"{path}: a session cannot be written as {suffix or 'such a file'!r}", "use .json or .md")
+
+
+def save_code(path: Path, code: str) -> None:
+    """Write a block of code to a file, whole or not at all; raises as `export_session`."""
+    write_text(path, code.rstrip("\n") + "\n")
 
 
 def to_markdown(store: Store, session: int) -> str:
