@@ -54,9 +54,14 @@ class Kept:
 
 
 class Asker:
-    """Someone to talk to, and their events, for callers that wait. Use it as a context manager."""
+    """Someone to talk to, and their events, for callers that wait. Use it as a context manager.
+
+    Attributes:
+        model: what answers, as it was given; of an endpoint with its only model's name.
+    """
 
     def __init__(self) -> None:
+        self.model = ""
         self._events: queue.SimpleQueue[AnyEvent] = queue.SimpleQueue()
         self._voice = Voice(self._events.put)
 
@@ -90,6 +95,7 @@ class Asker:
             UserError: the model cannot be loaded, or nothing of the reply could be made.
             KeyboardInterrupt: Ctrl-C before the model was loaded, or a second time.
         """
+        self.model = str(target)
         self._voice.load(target, options.load)
         if kept is not None and kept.info is not None:
             self._voice.load_state(state_file(kept.info.uid))
@@ -107,7 +113,8 @@ class Asker:
                         interrupt.arm()
                         author = replace(author, model_hash=event.fingerprint)
                         if isinstance(target, Remote):
-                            author = replace(author, model=event.path)  # the endpoint's only model has a name now
+                            self.model = event.path  # the endpoint's only model has a name now
+                            author = replace(author, model=event.path)
                     if kept and recorder is None and event.reply == number and not isinstance(event, Failed):
                         recorder = kept.begin(prompt, options, author)
                         reply = recorder.reply
@@ -170,12 +177,12 @@ def error_of(failed: Failed) -> UserError:
     return WorkError(failed.message + last, failed.hint)
 
 
-def as_json(reply: Reply, model: Target) -> str:
+def as_json(reply: Reply, model: str) -> str:
     """The object `ftllm chat --json` prints, on one line."""
     return json_line(reply_values(reply, model))
 
 
-def reply_values(reply: Reply, model: Target) -> dict[str, Any]:
+def reply_values(reply: Reply, model: str) -> dict[str, Any]:
     """What `--json` tells of a reply. Seconds are rounded to milliseconds."""
     message, stats = reply.message, reply.stats
     return {
@@ -188,7 +195,7 @@ def reply_values(reply: Reply, model: Target) -> dict[str, Any]:
         "tokens_per_second": _rounded(stats.tokens_per_second if stats else None, 2),
         "time_to_first_token": _rounded(stats.time_to_first_token if stats else None, 3),
         "stop_reason": message.stop_reason,
-        "model": str(model),
+        "model": model,
     }
 
 

@@ -367,7 +367,7 @@ class _Line:
             if reply.end.exit_code != UserError.exit_code:
                 raise error_of(reply.end)
             return {"error": reply.end.message}
-        return {key: value for key, value in reply_values(reply, self._remote).items() if key not in TIMINGS}
+        return {key: value for key, value in reply_values(reply, str(self._remote)).items() if key not in TIMINGS}
 
 
 def _directory() -> Path:

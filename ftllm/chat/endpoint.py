@@ -10,10 +10,10 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ftllm import __version__
 from ftllm.chat import wire
@@ -282,7 +282,9 @@ class Endpoint:
                 self._heard(course, pieces or wire.Piece())
                 return
             ended = False
-            async with aclosing(wire.server_sent_events(response.aiter_bytes())) as events:
+            # both closed by hand: one left to the garbage collector outlives the loop
+            chunks = cast("AsyncGenerator[bytes, None]", response.aiter_bytes())
+            async with aclosing(chunks), aclosing(wire.server_sent_events(chunks)) as events:
                 async for data in events:
                     piece = wire.piece_of(data)
                     if piece is None:

@@ -229,7 +229,7 @@ def _answer(wanted: Wanted, prompt: str | None, options: ChatOptions, output: _O
         text = _prompt(prompt)
         if output.json:
             reply = asker.ask(target, text, options, kept=kept)
-            print(as_json(reply, target))
+            print(as_json(reply, asker.model))
         else:
             if origin and not output.quiet:
                 print(f"{origin}: {target}", file=sys.stderr)
@@ -297,7 +297,7 @@ def _warn(reply: Reply, options: ChatOptions) -> None:
     if reply.dropped:
         print(f"warning: the context is full, the {reply.dropped} oldest messages are left out", file=sys.stderr)
     budget = options.reply.think_budget
-    if budget is not None and message.thought_tokens > 2 * budget + 64:  # ours are exact, others' may count otherwise
+    if budget is not None and message.thought_tokens > budget + 32:  # some more for the words that end it
         print(
             f"warning: it thought for {message.thought_tokens} tokens: this endpoint does not keep to --think-budget",
             file=sys.stderr,

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from acting_server import KEY, Actor, Talk, breaking, data, hanging, port, saying, slowly
+from chat_command import chat
 
 from ftllm.chat.events import Done, Failed, Loaded, Stats, ThinkDelta, ThinkEnd
 from ftllm.chat.options import ReplyOptions
@@ -237,6 +238,13 @@ def test_stop_in_the_middle_of_a_thought_while_the_server_is_silent(acting: Acti
     assert [event.reason for event in events if isinstance(event, Done)] == ["stopped", "stopped"]
     assert len([event for event in events if isinstance(event, Stats)]) == 2
     assert not talk.endpoint.busy
+
+
+def test_a_server_that_keeps_the_line_open_after_the_end(acting: Acting) -> None:
+    """As llama-server does: the command says its answer, nothing else, and ends."""
+    actor, _ = acting(hanging(GOOD))
+    done = chat(actor.remote.url, "-p", "x", "--model", "actor")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Fine.\n", "")
 
 
 def test_several_models_are_named_and_none_is_guessed() -> None:

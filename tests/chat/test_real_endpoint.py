@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from acting_server import KEY, Talk, port
+from chat_command import chat
 
 from ftllm.chat.batch import Journal, Result, answer_all, read_questions
 from ftllm.chat.endpoint import FIRST_NUMBER
@@ -83,6 +84,14 @@ def test_the_real_servers_reply_comes_as_the_engines_does(talk: Talk) -> None:
     assert (stats.thought_tokens, stats.answer_tokens) == (7, 4)  # the pieces, for this server counts none
     assert reply.message.stop_reason == "stop"
     assert talk.say("P").answer == "Hi 🙂!"
+
+
+def test_the_command_names_the_only_model_and_says_nothing_else(real: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FTLLM_API_KEY", KEY)
+    done = chat(real.url, "-p", "Q", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    value = json.loads(done.stdout)
+    assert (value["answer"], value["model"]) == ("xyz", f"{real.url} scripted")
 
 
 def test_the_real_server_keeps_to_the_limit(talk: Talk) -> None:
