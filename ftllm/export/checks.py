@@ -77,6 +77,9 @@ def check_template(model: Model, tokens: Tokens) -> list[str]:
             )
         except UserError as error:
             return [error.message]
+        leading = _leading(tuple(model.encode(text)), model.bos_id)
+        if leading > 1:
+            return [f"its chat template begins with {leading} BOS tokens; the first would be read as text"]
         if text != sample.text:
             return [f"its chat template renders {text[:80]!r}..., transformers {sample.text[:80]!r}..."]
     return []

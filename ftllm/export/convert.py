@@ -18,7 +18,7 @@ from typing import Any
 
 import gguf
 import torch
-from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
+from conversion import LazyTorchTensor, ModelBase, ModelType, get_model_architecture, get_model_class
 from safetensors import safe_open
 
 from ftllm.errors import UserError
@@ -52,6 +52,12 @@ class Conversion:
         """Values of the largest tensor that cannot be computed by rows."""
         whole = (name for name, source in self.sources.items() if not by_rows(source, self.shapes[name]))
         return max((prod(self.shapes[name]) for name in whole), default=0)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The GGUF's names by the checkpoint's, of tensors that are not made of several."""
+        known = ((name, self.gguf_name(name)) for name in self.model.model_tensors)
+        return {name: found for name, found in known if found is not None}
 
     def gguf_name(self, name: str) -> str | None:
         """What the converter calls a checkpoint's tensor; None where it becomes part of another one."""
@@ -131,6 +137,8 @@ def _merging(model_class: Any, adapter: Adapter | None, directory: Path, merged:
                 name = _tensor_of(pair, model_class, tensors, directory)
                 tensors[name] = _changed(tensors[name], pair, weights, adapter.transposed, directory, name)
                 merged[name] = pair.module
+                if pair.module in adapter.copies:
+                    _require_same(pair.module, weights, adapter.copies[pair.module], indexed[name](), directory)
         return tensors
 
     own = {"model_arch": model_class.model_arch, "index_tensors": index_tensors}
@@ -148,6 +156,12 @@ def _tensor_of(pair: Pair, model_class: Any, tensors: dict[str, Callable[[], Any
         raise UserError(
             f"the adapter changes {pair.module}, which is no part of the text model", "train language layers only"
         )
+    if renamed[0] not in tensors and pair.module.rpartition(".")[2] == "lm_head":
+        raise UserError(
+            f"the adapter changes lm_head, whose weights {directory.name} shares with its embedding: a GGUF holds them"
+            " once, and merged there they would change what goes in as well",
+            "train without lm_head in target_modules",
+        )
     if renamed[0] not in tensors:
         near = difflib.get_close_matches(renamed[0], tensors, n=1)
         closest = f" (closest: {near[0]})" if near else ""
@@ -155,6 +169,16 @@ def _tensor_of(pair: Pair, model_class: Any, tensors: dict[str, Callable[[], Any
             f"the adapter changes {pair.module}, which {directory.name} does not have{closest}", "is it the right base?"
         )
     return str(renamed[0])
+
+
+def _require_same(module: str, weights: Any, name: str, base: Any, directory: Path) -> None:
+    """Refuse a whole layer in an adapter that is not the base's: it was resized, or trained itself."""
+    copy, weight = weights.get_tensor(name), LazyTorchTensor.to_eager(base)
+    if copy.shape != weight.shape or not torch.equal(copy.float(), weight.float()):
+        raise UserError(
+            f"the adapter holds a {module} of its own, which is not {directory.name}'s",
+            "a resized or trained output layer cannot be merged; is it the right base?",
+        )
 
 
 def _changed(

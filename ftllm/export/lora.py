@@ -11,13 +11,14 @@ import json
 import math
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ftllm.errors import UserError
 
 PREFIX = "base_model.model."
+COPY = re.compile(r"(.+\.lm_head)\.base_layer\.weight")
 LARGEST_HEADER = 100 << 20  # safetensors' own limit
 FLOATS = {"F64", "F32", "F16", "BF16"}
 # Settings that only matter to training, or that `scale` and `merge` follow.
@@ -63,12 +64,19 @@ class Pair:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA adapter that can be merged."""
+    """A LoRA adapter that can be merged.
+
+    Attributes:
+        transposed: fan_in_fan_out: the layer keeps its weight as [in, out].
+        copies: tensors that must equal the base's, by the name of their layer: peft saves the whole output layer
+            beside a LoRA on it.
+    """
 
     weights: Path
     pairs: tuple[Pair, ...]
-    transposed: bool  # fan_in_fan_out: the layer keeps its weight as [in, out]
+    transposed: bool
     config: dict[str, Any]
+    copies: dict[str, str] = field(default_factory=dict)
 
 
 def read_adapter(directory: Path) -> Adapter:
@@ -84,8 +92,12 @@ def read_adapter(directory: Path) -> Adapter:
         raise UserError(f"{path} cannot be read: {error}", "the adapter is damaged") from None
     check_config(config, path)
     weights = directory / "adapter_model.safetensors"
-    pairs = _pairs(read_header(weights), config, weights)
-    return Adapter(weights, pairs, bool(config.get("fan_in_fan_out")), config)
+    header = read_header(weights)
+    copies = {match[1].removeprefix(PREFIX): name for name in header if (match := COPY.fullmatch(name))}
+    pairs = _pairs({name: value for name, value in header.items() if name not in copies.values()}, config, weights)
+    changed = {pair.module for pair in pairs}
+    copies = {module: name for module, name in copies.items() if module in changed}
+    return Adapter(weights, pairs, bool(config.get("fan_in_fan_out")), config, copies)
 
 
 def check_config(config: dict[str, Any], path: Path) -> None:

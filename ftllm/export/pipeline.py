@@ -259,7 +259,7 @@ def _kept(
 
 def _tell(plan: dict[str, Any], reporter: Reporter) -> None:
     """The plan for whoever listens, and a warning where a type's name misleads."""
-    shown = {key: value for key, value in plan.items() if key not in {"event", "merged", "renamed", "seconds"}}
+    shown = {key: value for key, value in plan.items() if key not in {"event", "merged", "renamed", "names", "seconds"}}
     reporter.event("plan", **shown, merged=len(plan["merged"]))
     reporter.detail(f"{plan['architecture']}: {plan['tensors']} tensors, {len(plan['merged'])} changed by the adapter")
     for file in plan["files"]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -35,13 +36,13 @@ class Reference:
     """The base in float32 with the adapter's low-rank products added to its layers' outputs.
 
     Args:
-        whole: hold all weights in memory; else each layer's are read from the shards whenever it runs, which gives
-            the same numbers and needs the memory of the largest matrix only.
-        scratch: a directory for what `accelerate` notes down about a reference that is not whole.
+        offload: a directory for what `accelerate` notes down where each layer's weights are read from the shards
+            whenever it runs, which gives the same numbers and needs the memory of the largest matrix only; None holds
+            all weights in memory.
     """
 
-    def __init__(self, directory: Path, adapter: Path | None, *, whole: bool = True, scratch: str = "") -> None:
-        options: dict[str, Any] = {} if whole else {"device_map": {"": "disk"}, "offload_folder": scratch}
+    def __init__(self, directory: Path, adapter: Path | None, *, offload: Path | None = None) -> None:
+        options: dict[str, Any] = {} if offload is None else {"device_map": {"": "disk"}, "offload_folder": offload}
         self.model: Any = AutoModelForCausalLM.from_pretrained(
             directory, dtype=torch.float32, local_files_only=True, attn_implementation="eager", **options
         )
@@ -51,7 +52,11 @@ class Reference:
         self.bos: int | None = getattr(self.model.config.get_text_config(), "bos_token_id", None)
         self._output_type: Any = BaseModelOutputWithPast  # vision models have one of their own
         self._factors = dict(_factors(adapter)) if adapter is not None else {}
-        self._layers = _layers(self.model, self._factors)
+        self._by_name = dict(self.model.named_modules())
+        self._by_core: dict[tuple[str, ...], Any] = {}
+        for name, module in self._by_name.items():
+            self._by_core.setdefault(_core(name), module)
+        self._layers = {name: self._changed_layer(name, a, b) for name, (a, b, _) in self._factors.items()}
         for module, (a, b, scale) in self._factors.items():
             self._layers[module].register_forward_hook(_adding(a, b, scale))
 
@@ -104,19 +109,57 @@ class Reference:
     def change(self, module: str, rows: Ints) -> tuple[Floats, Floats]:
         """Of one layer the adapter changes: `rows` of the base's weight and of `scale * B @ A`, both `[n, in]`."""
         a, b, scale = self._factors[module]
-        layer = self._layers[module]
-        with _weights_of(layer):
-            weight = layer.weight.detach()
-            if type(layer).__name__ == "Conv1D":  # GPT-2 keeps its weights as [in, out]
-                weight = weight.T
-            base: Floats = weight[rows].numpy()
         added: Floats = ((b[rows] @ a) * scale).numpy()
-        return base, added
+        return _rows(self._layers[module], rows), added
+
+    def rows(self, tensor: str, rows: Ints) -> Floats:
+        """`rows` of any matrix of the checkpoint, `[n, in]`, with what the adapter adds to it."""
+        layer = self._module(tensor.removesuffix(".weight"))
+        for module in self._factors:
+            if self._layers[module] is layer:
+                base, added = self.change(module, rows)
+                return np.add(base, added)
+        return _rows(layer, rows)
+
+    def norm(self, module: str) -> Floats | None:
+        """What a norm multiplies by, `[n]`; None for a module that is none.
+
+        Of alternating 1 and -1 the mean is 0 and the mean square 1, so the sign times half the difference of what the
+        norm makes of them and of their opposite is its weight as it works, a bias left out.
+        """
+        norm = self._module(module)
+        if norm is None or "Norm" not in type(norm).__name__:
+            return None
+        with torch.inference_mode():
+            signs = torch.ones(norm.weight.shape[0])
+            signs[1::2] = -1.0
+            values: Floats = (signs * (norm(signs[None]) - norm(-signs[None]))[0] / 2).numpy()
+        return values
+
+    @property
+    def rotates_halves(self) -> bool | None:
+        """Whether the two halves of a head rotate together, and not neighbours; None where the model does not say."""
+        rotate = getattr(sys.modules[type(self.model).__module__], "rotate_half", None)
+        return None if rotate is None else bool(rotate(torch.arange(4.0))[0] == -2.0)
+
+    def _module(self, name: str) -> Any:
+        """The module a checkpoint's name is about, which may stem from another version of transformers."""
+        return self._by_name.get(name, self._by_core.get(_core(name)))
 
     @property
     def changed(self) -> tuple[str, ...]:
         """The layers the adapter changes."""
         return tuple(self._factors)
+
+    def _changed_layer(self, name: str, a: torch.Tensor, b: torch.Tensor) -> Any:
+        layer = self._module(name)
+        if layer is None:
+            raise UserError(f"the adapter changes {name}, which the base does not have", "is it the right base?")
+        if sorted(layer.weight.shape) != sorted((b.shape[0], a.shape[1])):
+            raise UserError(
+                f"the adapter's {name} does not fit the base's {list(layer.weight.shape)}", "is it the right base?"
+            )
+        return layer
 
     @property
     def _body(self) -> Any:
@@ -147,27 +190,13 @@ def _weights_of(layer: Any) -> AbstractContextManager[None]:
     return held
 
 
-def _layers(model: Any, factors: dict[str, Factors]) -> dict[str, Any]:
-    """The module behind each name in the adapter, which may stem from another version of transformers.
-
-    Raises:
-        UserError: there is none.
-    """
-    by_name = dict(model.named_modules())
-    by_core: dict[tuple[str, ...], Any] = {}
-    for name, module in by_name.items():
-        by_core.setdefault(_core(name), module)
-    found = {}
-    for name, (a, b, _) in factors.items():
-        layer = by_name.get(name, by_core.get(_core(name)))
-        if layer is None:
-            raise UserError(f"the adapter changes {name}, which the base does not have", "is it the right base?")
-        if sorted(layer.weight.shape) != sorted((b.shape[0], a.shape[1])):
-            raise UserError(
-                f"the adapter's {name} does not fit the base's {list(layer.weight.shape)}", "is it the right base?"
-            )
-        found[name] = layer
-    return found
+def _rows(layer: Any, rows: Ints) -> Floats:
+    with _weights_of(layer):
+        weight = layer.weight.detach()
+        if type(layer).__name__ == "Conv1D":  # GPT-2 keeps its weights as [in, out]
+            weight = weight.T
+        values: Floats = weight[rows].numpy()
+    return values
 
 
 def _core(name: str) -> tuple[str, ...]:

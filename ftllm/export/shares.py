@@ -47,16 +47,26 @@ def read_rows(header: Header, info: TensorInfo, rows: npt.NDArray[np.int64]) -> 
 
 
 def row_orders(header: Header, name: str, rows: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Orders the base's rows may have in the file: their own, and for q and k the one of llama.cpp's interleaved RoPE.
+    """Orders the base's rows may have in the file: their own, and for q and k the interleaved one.
+
+    Which of the two is right is `ftllm.export.structure`'s to say.
+    """
+    yield np.arange(rows)
+    if (order := interleaved(header, name, rows)) is not None:
+        yield order
+
+
+def interleaved(header: Header, name: str, rows: int) -> npt.NDArray[np.int64] | None:
+    """For q and k, the base's row behind each row in llama.cpp's interleaved RoPE; None for other tensors.
 
     There the two halves of each head alternate (`LlamaModel.permute` in llama.cpp's conversion/llama.py).
     """
-    natural = np.arange(rows)
-    yield natural
-    if name.endswith(("attn_q.weight", "attn_k.weight")):
-        heads = header.integer("attention.head_count" + ("_kv" if name.endswith("attn_k.weight") else ""))
-        if heads and rows % (2 * heads) == 0:
-            yield natural.reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
+    if not name.endswith(("attn_q.weight", "attn_k.weight")):
+        return None
+    heads = header.integer("attention.head_count" + ("_kv" if name.endswith("attn_k.weight") else ""))
+    if not heads or rows % (2 * heads):
+        return None
+    return np.arange(rows).reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
 
 
 def relative_change(base: Floats, delta: Floats, merged: Floats) -> tuple[float, float]:

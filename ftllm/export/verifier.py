@@ -32,12 +32,12 @@ class Truth:
     full: FullTruth | None = None
 
     @classmethod
-    def of(cls, base: Path, adapter: Path | None, scratch: str = "", *, whole: bool = True) -> Truth:
-        """Compute it from a base and an adapter; `scratch` and `whole` as in `Reference`."""
+    def of(cls, base: Path, adapter: Path | None, offload: Path | None = None) -> Truth:
+        """Compute it from a base and an adapter; `offload` as in `Reference`."""
         from ftllm.export.reference import Reference
         from ftllm.export.tokens import read_tokens, sequence
 
-        reference = Reference(base, adapter, whole=whole, scratch=scratch)
+        reference = Reference(base, adapter, offload=offload)
         tokens = read_tokens(base, reference.n_vocab)
         ids = sequence(tokens, reference.bos)
         (states,) = reference.hidden([ids])
@@ -54,7 +54,7 @@ def run(job: dict[str, Any], channel: Channel) -> None:
     started = time.monotonic()
     base = Path(job["base"])
     adapter = Path(job["adapter"]) if job["adapter"] else None
-    truth = Truth.of(base, adapter, job["scratch"], whole=job["whole"])
+    truth = Truth.of(base, adapter, None if job["whole"] else Path(job["scratch"]))
     progress = _Progress(channel)
     if job["text"]:
         from ftllm.export.full import FullTruth, read_texts
@@ -106,7 +106,7 @@ def _quick(
     model: Model, parts: Sequence[tuple[dict[str, Any], Header]], order: dict[str, Any], truth: Truth
 ) -> tuple[dict[str, Any], list[str]]:
     """Everything but the long texts."""
-    from ftllm.export import checks, limits
+    from ftllm.export import checks, limits, structure
     from ftllm.export.shares import shares
     from ftllm.llama.perplexity import Comparison
 
@@ -125,6 +125,9 @@ def _quick(
             faults += same.result()
         layers = {layer: share for some in found for layer, share in some.result().items()}
         faults += checks.check_changes(layers)
+        for whole in wholes:
+            faults += structure.check_norms(whole, truth.reference, order["names"])
+            faults += structure.check_row_orders(whole, model, truth.reference, order["names"])
     broken = sum(not checks.finite(row) for row in predicted)
     if broken:
         return {}, [*faults, f"its logits hold NaN or infinite values at {broken} of {len(predicted)} positions"]

@@ -95,7 +95,9 @@ class Work:
         if not self._ready:
             self._waiting(self._verifier, "ready", "Computing the reference")
         for number, file in enumerate(files, 1):
-            self._verifier.send({"files": file.shards, "type": file.plan["type"], "merged": merged})
+            self._verifier.send(
+                {"files": file.shards, "type": file.plan["type"], "merged": merged, "names": plan["names"]}
+            )
             result = self._waiting(
                 self._verifier, "verified", f"Verifying {file.plan['label']} ({number} of {len(files)})"
             )

@@ -126,6 +126,7 @@ def run(job: dict[str, Any], channel: Channel) -> None:
         largest=conversion.largest_whole(),
         merged=conversion.merged,
         renamed={name: conversion.gguf_name(name) for name in conversion.merged},
+        names=conversion.names,
         files=[
             {
                 "label": file["label"],

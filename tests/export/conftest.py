@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from exact_models import Exact, make_exact, make_shallow
+from tiny_models import Tiny, make
 
 from ftllm.export import fetch
 from ftllm.export.child import Child, Events
@@ -101,8 +102,21 @@ def lora(nano: Path, tmp_path_factory: pytest.TempPathFactory) -> Lora:
     return Lora(adapter, merged, samples, logits)
 
 
+class Files(dict[str, Path]):
+    """Files by type, and the plan they were made by."""
+
+    plan: dict[str, Any]
+
+    @property
+    def order(self) -> dict[str, Any]:
+        """What the verifier is told of it."""
+        renamed = self.plan["renamed"]
+        merged = {renamed[name]: module for name, module in self.plan["merged"].items() if renamed[name]}
+        return {"merged": merged, "names": self.plan["names"]}
+
+
 @pytest.fixture(scope="session")
-def convert(converter: fetch.Converter) -> Callable[..., dict[str, Path]]:
+def convert(converter: fetch.Converter) -> Callable[..., Files]:
     """Run the worker process: files by type, without verification and without keys of our own."""
 
     def run(
@@ -115,7 +129,7 @@ def convert(converter: fetch.Converter) -> Callable[..., dict[str, Path]]:
         overrides: Sequence[tuple[str, int]] = (),
         split: int | None = None,
         **values: Any,
-    ) -> dict[str, Path]:
+    ) -> Files:
         events = Events()
         job = {
             "converter": str(converter.root),
@@ -139,7 +153,8 @@ def convert(converter: fetch.Converter) -> Callable[..., dict[str, Path]]:
                 else [f"{quant}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)]
                 for quant, count in shards.items()
             }
-            paths = {quant: out / parts[0] for quant, parts in names.items()}
+            paths = Files({quant: out / parts[0] for quant, parts in names.items()})
+            paths.plan = event
             everything = {quant: [str(out / name) for name in parts] for quant, parts in names.items()}
             matrix = str(importance) if importance else None
             worker.send({"go": True, "paths": everything, "importance": matrix})
@@ -153,10 +168,29 @@ def convert(converter: fetch.Converter) -> Callable[..., dict[str, Path]]:
 
 
 @pytest.fixture(scope="session")
-def lora_files(lora: Lora, nano: Path, convert: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def lora_files(lora: Lora, nano: Path, convert: Any, tmp_path_factory: pytest.TempPathFactory) -> Files:
     """The nano model with the adapter, as F32 and Q4_K_M."""
-    files: dict[str, Path] = convert(nano, lora.adapter, ["F32", "Q4_K_M"], tmp_path_factory.mktemp("files"))
+    files: Files = convert(nano, lora.adapter, ["F32", "Q4_K_M"], tmp_path_factory.mktemp("files"))
     return files
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A small random Llama, and an adapter for all its linear layers, the output layer too."""
+    return make("llama-think", tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def llama_files(llama: Tiny, convert: Any, tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """It with the adapter, as F32 and Q4_K_M."""
+    files: Files = convert(llama.base, llama.adapter, ["F32", "Q4_K_M"], tmp_path_factory.mktemp("files"))
+    return files
+
+
+@pytest.fixture(scope="session")
+def llama_truth(llama: Tiny) -> Truth:
+    """What the small Llama with its adapter must predict."""
+    return Truth.of(llama.base, llama.adapter)
 
 
 @pytest.fixture(scope="session")

@@ -78,15 +78,23 @@ def test_merge_equals_peft_merge_converted_upstream(
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_reference_predicts_what_peft_predicts(whole: bool, lora: Any, nano: Path) -> None:
+def test_reference_predicts_what_peft_predicts(whole: bool, lora: Any, nano: Path, tmp_path: Path) -> None:
     """Held whole, and read from disk layer by layer: the same numbers, whichever sequences run beside each other."""
+    from safetensors.torch import load_file
+
     from ftllm.export.reference import Reference
 
-    truth = Reference(nano, lora.adapter, whole=whole)
+    truth = Reference(nano, lora.adapter, offload=None if whole else tmp_path)
     assert any(weight.is_meta for weight in truth.model.parameters()) is not whole
     states = truth.hidden(lora.samples)
     for state, logits in zip(states, lora.logits, strict=True):
         np.testing.assert_allclose(truth.logits(state), logits, atol=1e-3)
+    stored, merged = (load_file(place / "model.safetensors") for place in (nano, lora.merged))
+    norm, matrix = "model.layers.2.input_layernorm", "model.layers.1.self_attn.q_proj.weight"
+    np.testing.assert_allclose(truth.norm(norm), 1.0 + stored[norm + ".weight"].float().numpy(), rtol=1e-5)
+    assert truth.norm("model.layers.1.self_attn.q_proj") is None
+    np.testing.assert_allclose(truth.rows(matrix, np.array([3, 9])), merged[matrix][[3, 9]].numpy(), atol=1e-6)
+    assert truth.rotates_halves is True
 
 
 def test_f32_file_predicts_what_transformers_predicts(lora: Any, lora_files: dict[str, Path]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ class Kind:
     adapter: dict[str, Any] | None = None
     published: dict[str, Any] = field(default_factory=dict)  # config.json as transformers 4 wrote it
     rename: Callable[[str], str] = lambda name: name
+    added: tuple[str, ...] = ()  # special tokens beyond the tokenizer's own
 
 
 def _vision(**text: Any) -> dict[str, Any]:
@@ -88,6 +89,15 @@ KINDS = {
     ),
     "gemma3-vision-4": Kind("gemma3", "nano", _vision(), "bfloat16", adapter=EVERY, rename=_old_vision_name),
     "gemma3-vision-5": Kind("gemma3", "nano", _vision(), "bfloat16", adapter=EVERY, rename=_new_vision_name),
+    "llama-think": Kind(  # small, with thought tags that are special tokens, and a LoRA on its output layer
+        "llama", "nano",
+        {**COMMON, "vocab_size": 2050, "tie_word_embeddings": False, "rms_norm_eps": 1e-5, "bos_token_id": 2,
+         "eos_token_id": [1, 5], "pad_token_id": 0,
+         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+        "bfloat16",
+        adapter={**EVERY, "target_modules": [*LINEAR, "lm_head"], "use_rslora": True, "alpha_pattern": {"lm_head": 5}},
+        published={"rope_theta": 10000.0}, added=("<think>", "</think>"),
+    ),
     "llama3": Kind(
         "llama", "llama3",
         {**COMMON, "vocab_size": 128256, "tie_word_embeddings": False, "rms_norm_eps": 1e-5, "bos_token_id": 128000,
@@ -149,6 +159,7 @@ def make(name: str, place: Path) -> Tiny:
     if kind.tokenizer == "nano":
         for path in [*NANO.glob("tokenizer*"), NANO / "special_tokens_map.json", NANO / "chat_template.jinja"]:
             shutil.copy(path, base)
+        add_tokens(base, kind.added)
     else:
         copy_tokenizer(kind.tokenizer, base)
     settings = dict(kind.adapter or EVERY)
@@ -162,6 +173,17 @@ def make(name: str, place: Path) -> Tiny:
     stored = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps({**stored, "base_model_name_or_path": str(base)}))
     return Tiny(base, adapter)
+
+
+def add_tokens(base: Path, texts: Sequence[str]) -> None:
+    """Give a tokenizer special tokens after those it has."""
+    fast, config = (json.loads((base / f"tokenizer{part}.json").read_text()) for part in ("", "_config"))
+    for number, text in enumerate(texts, len(fast["model"]["vocab"])):
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        fast["added_tokens"].append({"id": number, "content": text, **flags})
+        config["added_tokens_decoder"][str(number)] = {"content": text, **flags}
+    (base / "tokenizer.json").write_text(json.dumps(fast))
+    (base / "tokenizer_config.json").write_text(json.dumps({**config, "add_prefix_space": False}))
 
 
 def draw(model: Any) -> None:
