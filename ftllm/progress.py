@@ -88,6 +88,11 @@ class Reporter:
             yield Task(self, title, total, unit, bars, identifier)
 
 
+def silent() -> Reporter:
+    """A reporter that shows nothing at all, warnings included."""
+    return Reporter(quiet=True, console=Console(quiet=True))
+
+
 @dataclass
 class Task:
     """One piece of long work; made by `Reporter.task`."""

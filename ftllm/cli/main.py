@@ -163,8 +163,15 @@ def _path_of(error: OSError) -> Any:
 
 
 def print_error(error: UserError) -> None:
-    """`error: ...` and `hint: ...` on stderr, each on one line."""
-    print("error: " + " ".join(error.message.split()), file=sys.stderr)
+    """`error: ...` and `hint: ...` on stderr, each on one line.
+
+    Of several processes that train together, all meet the same bad input, and the first on each machine says so; what
+    went wrong in another alone it says itself, with its number.
+    """
+    rank, local = (os.environ.get(name, "0") if "WORLD_SIZE" in os.environ else "0" for name in ("RANK", "LOCAL_RANK"))
+    if local != "0" and error.exit_code != FAILED:
+        return
+    print(f"error: {'' if rank == '0' else f'process {rank}: '}" + " ".join(error.message.split()), file=sys.stderr)
     if error.hint:
         print("hint: " + " ".join(error.hint.split()), file=sys.stderr)
 

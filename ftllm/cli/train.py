@@ -73,9 +73,14 @@ def train_verb(
       ftllm train --stage sft --from gemma-ft --data style.jsonl --name gemma-sft
       ftllm train --resume
     """
-    from ftllm.progress import Reporter
+    from ftllm.progress import Reporter, silent
+    from ftllm.train.processes import here
 
     reporter = Reporter(json_lines=json_output, quiet=quiet, verbose=verbose)
+    if not here().first:  # the first of several processes speaks for all
+        if print_config or dry_run:
+            return
+        reporter = silent()
     options = {"model": model, "data": data, "stage": stage, "from_run": from_run, "preset": preset,
                "backend": backend, "eval": held_out}  # fmt: skip
     if resume:

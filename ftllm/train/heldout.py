@@ -12,6 +12,7 @@ from ftllm.errors import WorkError
 from ftllm.likelihood import Likelihood, torch_likelihood
 from ftllm.render import Row
 from ftllm.train import checkpoints
+from ftllm.train.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,21 @@ class HeldOut:
         """Whether it is measured after `step` of `steps`: the last one always."""
         return bool(self.rows) and (step % self.every == 0 or step >= steps)
 
-    def likelihood(self, model: Any) -> Likelihood:
-        """The likelihood of the rows now.
+    def likelihood(self, model: Any, processes: Processes) -> Likelihood:
+        """The likelihood of the rows now; each of several processes measures its share of them.
 
         Raises:
             WorkError: it is no number.
         """
 
-        def measured(index: int) -> None:
-            self.note(f"measuring held-out rows {index + 1}/{len(self.rows)}")
+        rows = self.rows[processes.rank :: processes.count]
 
-        found = torch_likelihood(model, self.rows, on_row=measured)
+        def measured(index: int) -> None:
+            self.note(f"measuring held-out rows {index + 1}/{len(rows)}")
+
+        shares = processes.gathered(torch_likelihood(model, rows, on_row=measured).per_row)
+        per_row = [shares[i % processes.count][i // processes.count] for i in range(len(self.rows))]
+        found = Likelihood.of_rows(per_row)
         if not math.isfinite(found.per_token):
             raise WorkError(
                 f"the likelihood of the held-out rows became {found.per_token}",

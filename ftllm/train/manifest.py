@@ -33,6 +33,7 @@ def first(run: Run, prepared: Prepared) -> dict[str, Any]:
         "backend": prepared.backend,
         "device": device.kind,
         "threads": backend.threads(),
+        "processes": prepared.processes.count,
         "precision": {
             "weights": "nf4" if device.four_bit else device.precision,
             "compute": device.precision,

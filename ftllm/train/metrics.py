@@ -24,7 +24,7 @@ class Metrics:
     so that a resumed run's lines are those of an uninterrupted one wherever it was interrupted.
 
     Args:
-        path: of `metrics.jsonl`.
+        path: of `metrics.jsonl`; None where another process writes it.
         log_steps: steps between two lines.
         state: of the checkpoint that training goes on from; lines beyond it, of steps that will be done again, are
             dropped.
@@ -33,7 +33,7 @@ class Metrics:
         lines: all logged steps so far.
     """
 
-    def __init__(self, path: Path, log_steps: int = 1, state: dict[str, Any] | None = None) -> None:
+    def __init__(self, path: Path | None, log_steps: int = 1, state: dict[str, Any] | None = None) -> None:
         self.path = path
         self.log_steps = log_steps
         state = state or {"lines": [], "pending": [], "tokens": 0, "seconds": 0.0}
@@ -44,7 +44,8 @@ class Metrics:
         self._tokens = self._tokens_before
         self._started = time.monotonic()
         self._aside = 0.0
-        write_text(path, "".join(json.dumps(line) + "\n" for line in self.lines))
+        if path is not None:
+            write_text(path, "".join(json.dumps(line) + "\n" for line in self.lines))
 
     def add(
         self,
@@ -112,11 +113,12 @@ class Metrics:
         return line
 
     def _write(self, line: dict[str, Any]) -> None:
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise storage_error(error, self.path) from error
+        if self.path is not None:
+            try:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+            except OSError as error:
+                raise storage_error(error, self.path) from error
         self.lines.append(line)
 
     @property

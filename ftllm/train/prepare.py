@@ -19,6 +19,7 @@ from ftllm.train.base import Base
 from ftllm.train.config import LoraConfig, TrainConfig
 from ftllm.train.corpus import Corpus
 from ftllm.train.data import Plan, Rows
+from ftllm.train.processes import Processes, here
 from ftllm.vocabulary import DirectoryVocabulary
 
 
@@ -57,6 +58,7 @@ class Prepared:
     reason: str
     device: backends.Device
     parent: lineage.Parent | None = None
+    processes: Processes = field(default_factory=Processes)
 
     @property
     def lora(self) -> LoraConfig:
@@ -86,7 +88,7 @@ class Prepared:
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch; the last may be smaller."""
-        batches = -(-len(self.plan.units) // self.config.batch_size)
+        batches = -(-len(self.plan.units) // (self.config.batch_size * self.processes.count))
         return -(-batches // self.config.gradient_accumulation)
 
     @property
@@ -115,7 +117,7 @@ def prepare(config: TrainConfig, found: Base, corpus: Corpus, reporter: Reporter
     with clock.part("rows"), reporter.task("rendering", len(corpus.training), "conversations") as task:
         plan = rows.plan(advance=_every(task, len(corpus.training)))
         held_out = rows.held_out()
-    return Prepared(config, found, corpus, rows, plan, held_out, vocabulary, chosen, reason, device, parent)
+    return Prepared(config, found, corpus, rows, plan, held_out, vocabulary, chosen, reason, device, parent, here())
 
 
 def _quiet_vocabulary(path: Path) -> DirectoryVocabulary:

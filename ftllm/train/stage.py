@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from ftllm.train.memory import keep_close
 from ftllm.train.metrics import Metrics, read_state
 from ftllm.train.preflight import needs
 from ftllm.train.prepare import Clock, Prepared, prepare
+from ftllm.train.processes import Processes, here, together
 from ftllm.train.samples import Answers
 from ftllm.train.settings import read_yaml
 
@@ -70,20 +71,22 @@ def train(
         Interrupted: stopped; a checkpoint is saved.
     """
     clock = Clock()
+    processes = here()
+    processes.join()
     with clock.part("data"):
         corpus = load_corpus(config, offline=offline, say=reporter.say)
     with clock.part("base"):
         found = base.find(config.model, offline=offline)
         found.parameters()
-    run = create(runs, name, stem=f"{found.name}-{config.preset}")
+    run = processes.told(lambda: create(runs, name, stem=f"{found.name}-{config.preset}"))
     try:
-        with locked(run):
+        with together(processes, run), _held(run, processes):
             prepared = prepare(config, found, corpus, reporter, clock)
             with clock.part("hashes"):
-                record = manifest.first(run, prepared)
+                record = processes.told(lambda: manifest.first(run, prepared))
             return _work(run, prepared, record, reporter, clock)
     except BaseException:
-        if not run.manifest.exists():  # nothing was trained yet
+        if processes.first and not run.manifest.exists():  # nothing was trained yet
             shutil.rmtree(run.path, ignore_errors=True)
         raise
 
@@ -92,20 +95,26 @@ def resume(run: Run, reporter: Reporter, *, offline: bool = False) -> TrainResul
     """Go on with an unfinished run from its last whole checkpoint, to the adapter it would have had.
 
     Raises:
-        UserError: it is finished, being trained elsewhere, or its base or data have changed.
+        UserError: it is finished, being trained elsewhere, was trained by another number of processes, or its base,
+            parent or data have changed.
     """
     clock = Clock()
+    processes = here()
+    processes.join()
     record = run.read_manifest()
     if record.get("status") == "finished":
         raise UserError(f"{run.name} is finished", "there is nothing to resume; start another with `ftllm train`")
-    with locked(run):
+    if record.get("processes", 1) != processes.count:
+        message = f"{run.name} was trained by {record.get('processes', 1)} processes, and this is {processes.count}"
+        raise UserError(message, "start as many as it had: a step takes a batch from each")
+    with together(processes, run), _held(run, processes):
         config = resolve([read_yaml(run.config)])
         with clock.part("data"):
             corpus = load_corpus(config, offline=offline, say=reporter.say)
             manifest.require_same("data", record.get("data"), list(corpus.files))
         with clock.part("base"):
             found = base.find(config.model, offline=offline)
-            manifest.require_same("base", record.get("base"), found.record())
+            processes.told(lambda: manifest.require_same("base", record.get("base"), found.record()))
         prepared = prepare(config, found, corpus, reporter, clock)
         manifest.require_same("parent run", record.get("from"), prepared.parent.record() if prepared.parent else None)
         record.setdefault("resumed", []).append({"at": now(), **environment()})
@@ -113,13 +122,22 @@ def resume(run: Run, reporter: Reporter, *, offline: bool = False) -> TrainResul
         return _work(run, prepared, record | {"status": "running"}, reporter, clock)
 
 
+@contextmanager
+def _held(run: Run, processes: Processes) -> Iterator[None]:
+    """Hold the run, in the first process for all of them."""
+    with ExitStack() as stack:
+        processes.told(lambda: stack.enter_context(locked(run)))
+        yield
+
+
 def _work(run: Run, prepared: Prepared, record: dict[str, Any], reporter: Reporter, clock: Clock) -> TrainResult:
     """Load, measure, train, measure, save; the manifest says at any moment how far it came."""
     with clock.part("libraries"):
         from ftllm.train import trainer as training
-    config = prepared.config
+        from ftllm.train.table import Table
+    config, processes = prepared.config, prepared.processes
     with clock.part("preflight"):
-        needed = needs(prepared, run.path)
+        needed = processes.told(lambda: needs(prepared, run.path))
         if keep_close(needed.memory, prepared.device):
             reporter.say(
                 "memory is short here: it is given back as soon as it is free, which takes a quarter more time"
@@ -130,20 +148,27 @@ def _work(run: Run, prepared: Prepared, record: dict[str, Any], reporter: Report
         kept = lineage.start(model, prepared.parent, config.lora) if prepared.parent else []
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     trainable -= sum(part.values.numel() for part in kept)
-    checkpoints.require_space(run.checkpoints, needed.disk)
-    checkpoint = checkpoints.latest(run.checkpoints, reporter.warn)
+    processes.told(lambda: checkpoints.require_space(run.checkpoints, needed.disk))
+    checkpoint = processes.told(lambda: checkpoints.latest(run.checkpoints, reporter.warn))
     record["trainable_parameters"] = trainable
     announce(run, prepared, record, checkpoint[0] if checkpoint else 0, reporter)
-    if not run.config.exists():
+
+    def write(**changes: Any) -> None:
+        if processes.first:
+            run.write_manifest(record | changes)
+
+    if processes.first and not run.config.exists():
         write_text(run.config, _header(run) + to_yaml(prepared.decided))
-    if prepared.held_out:
+    if processes.first and prepared.held_out:
         write_text(run.held_out, _jsonl(prepared.corpus.held_out))
-    run.write_manifest(record)
-    table = training.Table(prepared.rows, prepared.plan)
-    metrics = Metrics(run.metrics, config.log_steps, read_state(checkpoint[1]) if checkpoint else None)
+    write()
+    multiple = config.batch_size * processes.count if processes.count > 1 else 1
+    table = Table(prepared.rows, prepared.plan, config.seed, multiple)
+    state = read_state(checkpoint[1]) if checkpoint else None
+    metrics = Metrics(run.metrics if processes.first else None, config.log_steps, state)
     results = record["results"]
     try:
-        with reporter.task("training", prepared.steps) as task, stopping(reporter) as asked:
+        with reporter.task("training", prepared.steps) as task, stopping(reporter, processes) as asked:
             held_out = HeldOut(
                 prepared.held_out,
                 config.eval_steps or prepared.steps_per_epoch,
@@ -152,16 +177,17 @@ def _work(run: Run, prepared: Prepared, record: dict[str, Any], reporter: Report
                 task.remark,
             )
             show = Display(reporter, task, metrics, prepared).show
-            watcher = training.Watcher(table, metrics, held_out, run.checkpoints, show, asked)
+            watcher = training.Watcher(table, metrics, held_out, run.checkpoints, show, asked, processes)
             trainer = training.make(model, prepared, table, watcher, run.checkpoints)
             trainer.add_callback(training.Keeper(kept))
             answers = Answers(run, prepared, task.remark)
             with clock.part("eval"):
                 if held_out.rows and "eval_before" not in results:
-                    before = held_out.likelihood(model)
+                    before = held_out.likelihood(model, processes)
                     results |= {"eval_before": before.per_token, "eval_tokens": before.tokens}
-                    run.write_manifest(record)
-                answers.take("before", model)
+                    write()
+                if processes.first:
+                    answers.take("before", model)
             with clock.part("train"):
                 reached = training.run(trainer, checkpoint, prepared.steps, config.patience)
             if reached < prepared.steps and not metrics.exhausted(config.patience):
@@ -169,19 +195,22 @@ def _work(run: Run, prepared: Prepared, record: dict[str, Any], reporter: Report
             last = best = metrics.measured[-1] if held_out.rows else None
             if held_out.rows and config.keep == "best":
                 best = metrics.best
-            if last and best and best is not last:
-                training.go_back(trainer, checkpoints.best(run.checkpoints, best["step"]))
-            with clock.part("eval"):
-                answers.take("after", model)
-        with clock.part("save"):
-            adapter.publish(run, model, prepared.base)
+            if processes.first:
+                if last and best and best is not last:
+                    training.go_back(trainer, checkpoints.best(run.checkpoints, best["step"]))
+                with clock.part("eval"):
+                    answers.take("after", model)
+        if processes.first:
+            with clock.part("save"):
+                adapter.publish(run, model, prepared.base)
     except KeyboardInterrupt:
-        run.write_manifest(record | {"status": "interrupted"})
-        say_how_to_go_on(run, reporter)
+        write(status="interrupted")
+        if processes.first:
+            say_how_to_go_on(run, reporter, processes)
         raise
     except Exception as error:
         with suppress(OSError, UserError):  # must not hide the error that led here
-            run.write_manifest(record | {"status": "failed", "error": f"{type(error).__name__}: {error}"})
+            write(status="failed", error=f"{type(error).__name__}: {error}")
         raise
     results |= {
         "steps": reached,
@@ -194,10 +223,12 @@ def _work(run: Run, prepared: Prepared, record: dict[str, Any], reporter: Report
         results["eval_nll"] = best["eval_nll"]
     clock.timings["rows_in_training"] = round(table.seconds, 3)
     record |= {"finished": now(), "timings": clock.timings | {"total": clock.seconds}}
-    report.write(run, record, answers.samples)
-    run.write_manifest(record | {"status": "finished"})
-    shutil.rmtree(run.checkpoints, ignore_errors=True)
-    (run.path / LOCK).unlink(missing_ok=True)
+    if processes.first:
+        report.write(run, record, answers.samples)
+        write(status="finished")
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
+        (run.path / LOCK).unlink(missing_ok=True)
+    processes.leave()
     return TrainResult(
         run,
         reached,

@@ -6,51 +6,28 @@ Importing this module imports torch, transformers and TRL; with the `unsloth` ba
 from __future__ import annotations
 
 import math
-import time
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from torch.utils.data import SequentialSampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from ftllm.errors import WorkError
 from ftllm.files import write_json
-from ftllm.render import Row
 from ftllm.train import adapter, checkpoints
-from ftllm.train.data import Plan, Rows, collate, keeps_rows_apart, pack
+from ftllm.train.data import collate, keeps_rows_apart, pack
 from ftllm.train.head import install
 from ftllm.train.heldout import HeldOut
 from ftllm.train.lineage import Kept
 from ftllm.train.metrics import STATE, Metrics
 from ftllm.train.prepare import Prepared
-
-
-class Table:
-    """Rows for the trainer's table, drawn when asked for: in each epoch that epoch's permutation.
-
-    Attributes:
-        epoch: set at the beginning of each epoch.
-        seconds: spent drawing so far.
-    """
-
-    def __init__(self, rows: Rows, plan: Plan) -> None:
-        self.rows = rows
-        self.plan = plan
-        self.epoch = 0
-        self.seconds = 0.0
-
-    def __call__(self, batch: dict[str, Sequence[int]]) -> dict[str, list[Sequence[int]]]:
-        started = time.perf_counter()
-        drawn = [self.rows.draw(self.plan.units[index], self.epoch) for index in batch["unit"]]
-        self.seconds += time.perf_counter() - started
-        return {"input_ids": [row.input_ids for row in drawn], "labels": [row.labels for row in drawn]}
-
-    def first(self, count: int) -> list[Row]:
-        """The first rows of the first epoch."""
-        return [self.rows.draw(unit, 0) for unit in self.plan.units[:count]]
+from ftllm.train.processes import Processes
+from ftllm.train.table import Table
 
 
 class Watcher(TrainerCallback):  # type: ignore[misc]
@@ -63,6 +40,7 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
         root: where the run's checkpoints go.
         show: called with each step.
         stopping: whether to save a checkpoint and stop.
+        processes: of which this is one.
     """
 
     def __init__(
@@ -73,6 +51,7 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
         root: Path,
         show: Callable[[dict[str, Any]], None],
         stopping: Callable[[], bool],
+        processes: Processes,
     ) -> None:
         self.table = table
         self.metrics = metrics
@@ -80,6 +59,7 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
         self.root = root
         self.show = show
         self.stopping = stopping
+        self.processes = processes
 
     def on_epoch_begin(
         self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_kwargs: Any
@@ -89,7 +69,7 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
     def on_step_end(
         self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, **_kwargs: Any
     ) -> TrainerControl:
-        if self.stopping() and state.global_step < state.max_steps:
+        if self.processes.any(self.stopping()) and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
         return control
 
@@ -107,18 +87,20 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
         if not logs or "loss" not in logs:
             return control
         step, last = state.global_step, state.global_step >= state.max_steps
-        if not math.isfinite(logs["loss"]):
+        if not math.isfinite(logs["loss"]):  # it is the mean of all processes, and so the same in all
+            if not self.processes.first:
+                raise SystemExit(1)
             raise WorkError(
                 f"the loss became {logs['loss']} at step {step}", "lower learning_rate, or set precision to float32"
             )
 
         def measure() -> float:
-            return self.held_out.likelihood(model).per_token
+            return self.held_out.likelihood(model, self.processes).per_token
 
         due = self.held_out.due(step, state.max_steps)
         reading = self.metrics.add(step, state.epoch or 0.0, logs, last=last, measure=measure if due else None)
         best = self.metrics.best
-        if due and best is not None and best["step"] == step:
+        if self.processes.first and due and best is not None and best["step"] == step:
             self.held_out.keep(self.root, step, partial(adapter.save, model))
         self.show(reading)
         if self.metrics.exhausted(self.held_out.patience):
@@ -143,17 +125,33 @@ class FragmentedTrainer(SFTTrainer):  # type: ignore[misc]
     """TRL's trainer with checkpoints that are whole or absent, and hold nothing but what a resume needs."""
 
     metrics: Metrics
+    processes: Processes
 
     def _save_checkpoint(self, _model: Any, _trial: Any) -> None:
+        """Write a checkpoint, in the first process alone; the others send it the states of their generators."""
+        generators = self.processes.gathered(self._generators())
+
         def fill(directory: Path) -> None:
             adapter.save(self.model, directory)
             self._save_optimizer_and_scheduler(str(directory))
-            self._save_rng_state(str(directory))
+            for name, content in generators:
+                (directory / name).write_bytes(content)
             self.state.log_history.clear()  # the metrics have it
             self.state.save_to_json(str(directory / "trainer_state.json"))
             write_json(directory / STATE, self.metrics.state())
 
-        checkpoints.save(Path(self.args.output_dir), self.state.global_step, fill)
+        self.processes.told(lambda: checkpoints.save(Path(self.args.output_dir), self.state.global_step, fill))
+
+    def _generators(self) -> tuple[str, bytes]:
+        """The state of this process's random generators, as the trainer reads it again: a file's name and content."""
+        with tempfile.TemporaryDirectory() as directory:
+            self._save_rng_state(directory)
+            (file,) = Path(directory).iterdir()
+            return file.name, file.read_bytes()
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        """The table itself has the order."""
+        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
 
 
 def make(model: Any, prepared: Prepared, table: Table, watcher: Watcher, directory: Path) -> FragmentedTrainer:
@@ -194,6 +192,7 @@ def make(model: Any, prepared: Prepared, table: Table, watcher: Watcher, directo
         packing=False,
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
         dataloader_pin_memory=device.kind == "cuda",
         logging_steps=1,  # the metrics take every step, and write a line as log_steps says
         logging_nan_inf_filter=False,
@@ -203,7 +202,8 @@ def make(model: Any, prepared: Prepared, table: Table, watcher: Watcher, directo
         report_to="none",
         disable_tqdm=True,
     )
-    units = Dataset.from_dict({"unit": list(range(len(table.plan.units)))}).with_transform(table)
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # more take a launcher; torch's DataParallel is not wanted
+    places = Dataset.from_dict({"place": list(range(table.size))}).with_transform(table)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     collator: Callable[[Sequence[dict[str, Sequence[int]]]], dict[str, Any]] = partial(collate, pad_id=pad_id or 0)
     packing = prepared.backend == "hf" and device.kind == "cpu"
@@ -214,11 +214,12 @@ def make(model: Any, prepared: Prepared, table: Table, watcher: Watcher, directo
         model=model,
         args=arguments,
         processing_class=tokenizer,
-        train_dataset=units,
+        train_dataset=places,
         data_collator=collator,
         callbacks=[watcher],
     )
     trainer.metrics = watcher.metrics
+    trainer.processes = watcher.processes
     trainer.remove_callback(PrinterCallback)
     return trainer
 
