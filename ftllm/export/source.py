@@ -14,14 +14,13 @@ from ftllm.errors import UserError
 from ftllm.export.lora import read_header
 from ftllm.files import sha256_file
 from ftllm.hubfiles import snapshot
+from ftllm.mirrors import is_four_bit, original
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 BASE_FILES = ["*.safetensors", "*.json", "tokenizer.model", "*.jinja", "merges.txt", "vocab.txt", "README.md"]
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 WRITABLE = re.compile(r"[^A-Za-z0-9._-]+")
-# Mirrors that Unsloth's loader swaps in when it loads in 4 bits; their 16-bit original has the name without this end.
-FOUR_BIT = re.compile(r"(-unsloth)?-bnb-4bit$")
 
 
 @dataclass(frozen=True)
@@ -199,8 +198,7 @@ def _from_adapter(adapter: Path, base: str | None, offline: bool) -> Source:
     config = _json(adapter / ADAPTER_CONFIG, "the adapter is damaged")
     wanted = base or _named_base(adapter)
     directory, base_name = _base_directory(wanted, None if base else config.get("revision"), offline, str(adapter))
-    named = str(config.get("base_model_name_or_path") or "")
-    four_bit = bool(FOUR_BIT.search(named))
+    four_bit = is_four_bit(str(config.get("base_model_name_or_path") or ""))
     return Source(directory, base_name, adapter, None, _stem(f"{base_name}-{adapter.name}"), Path("gguf"), {}, four_bit)
 
 
@@ -208,7 +206,7 @@ def _named_base(adapter: Path) -> str:
     named = _json(adapter / ADAPTER_CONFIG, "the adapter is damaged").get("base_model_name_or_path")
     if not named:
         raise UserError(f"{adapter} does not say what its base model is", "name it with --base")
-    return FOUR_BIT.sub("", str(named))
+    return original(str(named))
 
 
 def _base_directory(wanted: str, revision: str | None, offline: bool, of: str) -> tuple[Path, str]:

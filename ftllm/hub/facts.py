@@ -14,14 +14,13 @@ from ftllm.errors import UserError
 from ftllm.files import sha256_file
 from ftllm.hubfiles import NAME
 from ftllm.llama.header import Header, read_header
+from ftllm.mirrors import original
 from ftllm.runs import Run
 
 RECORD = "export.json"
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 # Published beside the models where an export made them.
 BESIDE = ("Modelfile*", "template", "system", "params", "*imatrix*", "mmproj*.gguf", "*mmproj*.gguf")
-# A mirror that training in 4 bits loads has its 16-bit original's name without this end.
-FOUR_BIT = re.compile(r"(-unsloth)?-bnb-4bit$")
 
 
 @dataclass(frozen=True)
@@ -284,7 +283,7 @@ def _adapter_config(adapter: Path | None) -> dict[str, Any]:
 
 def _repository(named: str) -> str | None:
     """The 16-bit repository that an adapter's configuration names."""
-    return FOUR_BIT.sub("", named) if NAME.fullmatch(named) and not Path(named).exists() else None
+    return original(named) if NAME.fullmatch(named) and not Path(named).exists() else None
 
 
 def _repository_of(header: Header | None) -> str | None:

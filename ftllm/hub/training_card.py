@@ -138,7 +138,7 @@ def precision(facts: Facts) -> str:
         return ""
     text = f"base in {held.get('weights')}, computed in {held.get('compute')}, adapter in {held.get('adapter')}"
     if held.get("weights") == "nf4":
-        text += "; trained on 4-bit weights, merged into the 16-bit ones"
+        text += f"; trained on 4-bit weights, merged into the {held.get('merged_into') or '16-bit'} ones"
     return text
 
 

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ftllm.files import write_json
 from ftllm.runs import Run
 from ftllm.train import checkpoints
 from ftllm.train.base import Base
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+TRAINING = "training.json"
 
 
 def save(model: Any, directory: Path) -> None:
@@ -20,8 +22,18 @@ def save(model: Any, directory: Path) -> None:
     (directory / "README.md").unlink(missing_ok=True)
 
 
-def publish(run: Run, model: Any, found: Base) -> None:
-    """Write the run's adapter: weights, a configuration that names the 16-bit base, the base's tokenizer files."""
+def publish(run: Run, model: Any, found: Base, record: dict[str, Any]) -> None:
+    """Write the run's adapter: weights, a configuration that names the 16-bit base, the base's tokenizer files.
+
+    What peft's configuration has no place for is in `training.json`: the base's hashes, and the precision that was
+    trained on and that is merged into.
+
+    Args:
+        run: whose it is.
+        model: a PEFT model.
+        found: the base.
+        record: the run's manifest.
+    """
     with checkpoints.whole_directory(run.adapter) as directory:
         save(model, directory)
         path = directory / CONFIG
@@ -32,3 +44,5 @@ def publish(run: Run, model: Any, found: Base) -> None:
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         (directory / WEIGHTS).chmod(path.stat().st_mode)  # safetensors makes it the owner's alone
         found.copy_tokenizer(directory)
+        base = {key: value for key, value in record["base"].items() if key != "path" or not found.repository}
+        write_json(directory / TRAINING, {"base": base, "precision": record["precision"]})

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import struct
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ftllm.errors import UserError
 from ftllm.hubfiles import is_repository, snapshot
+from ftllm.mirrors import is_four_bit, original
 from ftllm.runs import hash_files
 from ftllm.vocabulary import TOKENIZER_FILES, TOKENIZER_PATTERNS
 
@@ -27,6 +30,7 @@ TOKENIZER_PARTS = (
     "vocab.txt",
 )
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 HUB_PATTERNS = (*TOKENIZER_PATTERNS, "*.safetensors")
 
 
@@ -94,7 +98,17 @@ class Base:
         Raises:
             UserError: a file is not safetensors or is cut short.
         """
-        return sum(_parameters_of(path) for path in self.weights)
+        return sum(math.prod(entry["shape"]) for path in self.weights for entry in _tensors_of(path))
+
+    @property
+    def precision(self) -> str:
+        """What most of its weights are stored in, and an adapter is merged into."""
+        stored: Counter[str] = Counter()
+        for path in self.weights:
+            for entry in _tensors_of(path):
+                stored[entry["dtype"]] += math.prod(entry["shape"])
+        kind = stored.most_common(1)[0][0]
+        return DTYPES.get(kind, kind.lower())
 
     def copy_tokenizer(self, directory: Path) -> None:
         """Copy its tokenizer files, byte for byte, into `directory`."""
@@ -119,6 +133,8 @@ def find(model: str, *, offline: bool = False) -> Base:
     if not is_repository(model):
         raise UserError(f"no model directory {model}", "give a directory, or a Hub repository such as org/name")
     repository, _, revision = model.partition("@")
+    if is_four_bit(repository):
+        raise _four_bit(repository, original(repository))
     directory = snapshot(repository, revision=revision or None, patterns=HUB_PATTERNS, offline=offline)
     return _checked(directory, repository, directory.name)
 
@@ -137,10 +153,7 @@ def _checked(path: Path, repository: str | None, revision: str | None) -> Base:
     if not isinstance(config, dict) or "model_type" not in config:
         raise UserError(f"{path / 'config.json'} names no model_type", "give a model that transformers knows")
     if "quantization_config" in config:
-        raise UserError(
-            f"{place} is already quantized, and a merge needs 16-bit weights",
-            "give the 16-bit model; on a GPU it is loaded in 4-bit by itself",
-        )
+        raise _four_bit(place, "the model it was made from")
     if not any((path / name).is_file() for name in WEIGHTS):
         other = "; it has pytorch_model.bin, which is not read" if any(path.glob("*.bin")) else ""
         raise UserError(f"{place} has no weights{other}", "a model directory holds model.safetensors or its shards")
@@ -149,8 +162,19 @@ def _checked(path: Path, repository: str | None, revision: str | None) -> Base:
     return Base(path, repository, revision, config)
 
 
-def _parameters_of(path: Path) -> int:
-    """Weights in one safetensors file: its header is a length (8 bytes, little-endian) and that much JSON."""
+def _four_bit(place: str, instead: str) -> UserError:
+    """A base is what the adapter is merged into."""
+    return UserError(
+        f"{place} is already quantized, and a merge needs 16-bit weights",
+        f"give {instead}; on a GPU it is loaded in 4-bit by itself",
+    )
+
+
+def _tensors_of(path: Path) -> list[dict[str, Any]]:
+    """`dtype` and `shape` of each tensor in a safetensors file.
+
+    Its header is a length (8 bytes, little-endian) and that much JSON.
+    """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -167,10 +191,4 @@ def _parameters_of(path: Path) -> int:
         raise UserError(
             f"{path} is not a whole safetensors file", "it may be cut short; download the model again"
         ) from None
-    total = 0
-    for entry in tensors:
-        count = 1
-        for extent in entry["shape"]:
-            count *= extent
-        total += count
-    return total
+    return tensors

@@ -38,6 +38,7 @@ def first(run: Run, prepared: Prepared) -> dict[str, Any]:
             "weights": "nf4" if device.four_bit else device.precision,
             "compute": device.precision,
             "adapter": "float32",
+            "merged_into": prepared.base.precision,
         },
         "steps": prepared.steps,
         "rows": {

@@ -169,7 +169,7 @@ def _training(manifest: dict[str, Any]) -> list[str]:
     precision, results, timings = manifest["precision"], manifest["results"], manifest["timings"]
     facts = [
         ["backend", f"{manifest['backend']} on {manifest['device']}"],
-        ["base weights", f"{precision['weights']}, computed in {precision['compute']}"],
+        ["base weights", _base_weights(precision)],
         ["adapter", f"{manifest['trainable_parameters']} parameters in {precision['adapter']}"],
         ["time", f"{timings['total']:.0f} s in all, {timings.get('train', 0.0):.0f} s of training"],
     ]
@@ -179,6 +179,15 @@ def _training(manifest: dict[str, Any]) -> list[str]:
     known = manifest["versions"]
     facts.append(["versions", ", ".join(f"{name} {known[name]}" for name in versions if name in known)])
     return ["## Training", "", *_table(["", ""], facts)]
+
+
+def _base_weights(precision: dict[str, Any]) -> str:
+    """What was trained on, and what the adapter is merged into."""
+    text = f"{precision['weights']}, computed in {precision['compute']}"
+    into = precision.get("merged_into")
+    if into in (None, precision["weights"]):
+        return text
+    return f"{text}; the adapter is merged into the base's own {into} weights"
 
 
 def _samples(samples: Sequence[Sample]) -> list[str]:

@@ -202,7 +202,7 @@ def _work(run: Run, prepared: Prepared, record: dict[str, Any], reporter: Report
                     answers.take("after", model)
         if processes.first:
             with clock.part("save"):
-                adapter.publish(run, model, prepared.base)
+                adapter.publish(run, model, prepared.base, record)
     except KeyboardInterrupt:
         write(status="interrupted")
         if processes.first:

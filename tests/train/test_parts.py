@@ -79,6 +79,10 @@ def test_quantized_base_is_refused(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "bitsandbytes"}}))
     assert "already quantized" in refused(copy)
+    # One on the Hub by its name, before anything is fetched.
+    with pytest.raises(UserError, match="unsloth/gemma-3-4b-it-unsloth-bnb-4bit is already quantized") as caught:
+        find("unsloth/gemma-3-4b-it-unsloth-bnb-4bit@main")
+    assert caught.value.hint.startswith("give unsloth/gemma-3-4b-it;")
 
 
 def test_repository_that_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
