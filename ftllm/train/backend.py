@@ -136,7 +136,7 @@ def load(backend: BackendName, base: Base, config: TrainConfig, device: Device) 
     if backend == "unsloth":
         from ftllm.train.unsloth import load as load_unsloth
 
-        return load_unsloth(base, config, device)
+        return load_unsloth(base.path, config, device)
     return _load_hf(base, config, device)
 
 

@@ -9,19 +9,27 @@ from __future__ import annotations
 import io
 import os
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any
 
 from platformdirs import user_cache_path
 
 from ftllm.train.backend import Device, whole
-from ftllm.train.base import Base
 from ftllm.train.config import TrainConfig
+
+
+def environment() -> dict[str, str]:
+    """What keeps Unsloth from asking the Hub for its statistics, and from writing generated code where we stand."""
+    cache = str(user_cache_path("ftllm") / "unsloth_compiled_cache")
+    return {
+        "UNSLOTH_DISABLE_STATISTICS": "1",
+        "UNSLOTH_COMPILE_LOCATION": os.environ.get("UNSLOTH_COMPILE_LOCATION", cache),
+    }
 
 
 def begin() -> None:
     """Import Unsloth, which takes about 15 s, so that nothing it does touches the network or this directory."""
-    os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
-    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(user_cache_path("ftllm") / "unsloth_compiled_cache"))
+    os.environ.update(environment())
     with _silence():
         import unsloth  # noqa: F401
 
@@ -31,31 +39,49 @@ def _silence() -> redirect_stdout[io.StringIO]:
     return redirect_stdout(io.StringIO())
 
 
-def load(base: Base, config: TrainConfig, device: Device) -> Any:
-    """The base with a fresh adapter on the language layers, as a PEFT model."""
+def loading(path: Path, config: TrainConfig, device: Device) -> dict[str, Any]:
+    """The arguments of `FastModel.from_pretrained`; `dtype` by its name.
+
+    The base is given as a directory, so that Unsloth loads it, in 4 bits where asked, and no copy by another name.
+    """
+    return {
+        "model_name": str(path),
+        "max_seq_length": config.max_length,
+        "dtype": device.precision,
+        "load_in_4bit": device.four_bit,
+        "full_finetuning": False,
+        "local_files_only": True,
+        "use_gradient_checkpointing": _checkpointing(config),
+    }
+
+
+def adapting(config: TrainConfig) -> dict[str, Any]:
+    """The arguments of `FastModel.get_peft_model`: of vision models, the language layers alone are adapted."""
+    return {
+        "r": config.lora.rank,
+        "lora_alpha": whole(config.lora.alpha),
+        "lora_dropout": config.lora.dropout,
+        "use_rslora": config.lora.rslora,
+        "bias": "none",
+        "random_state": config.seed,
+        "use_gradient_checkpointing": _checkpointing(config),
+        "finetune_vision_layers": False,
+        "finetune_language_layers": True,
+        "finetune_attention_modules": "attention" in config.lora.targets,
+        "finetune_mlp_modules": "mlp" in config.lora.targets,
+    }
+
+
+def _checkpointing(config: TrainConfig) -> str | bool:
+    return "unsloth" if config.gradient_checkpointing else False
+
+
+def load(path: Path, config: TrainConfig, device: Device) -> Any:
+    """The base in a directory with a fresh adapter on its language layers, as a PEFT model."""
     import torch
     from unsloth import FastModel
 
+    given = loading(path, config, device)
     with _silence():
-        model, _ = FastModel.from_pretrained(
-            model_name=str(base.path),
-            max_seq_length=config.max_length,
-            dtype=getattr(torch, device.precision),
-            load_in_4bit=device.four_bit,
-            full_finetuning=False,
-            local_files_only=True,
-            use_gradient_checkpointing="unsloth" if config.gradient_checkpointing else False,
-        )
-        return FastModel.get_peft_model(
-            model,
-            r=config.lora.rank,
-            lora_alpha=whole(config.lora.alpha),
-            lora_dropout=config.lora.dropout,
-            use_rslora=config.lora.rslora,
-            bias="none",
-            random_state=config.seed,
-            finetune_vision_layers=False,
-            finetune_language_layers=True,
-            finetune_attention_modules="attention" in config.lora.targets,
-            finetune_mlp_modules="mlp" in config.lora.targets,
-        )
+        model, _ = FastModel.from_pretrained(**given | {"dtype": getattr(torch, given["dtype"])})
+        return FastModel.get_peft_model(model, **adapting(config))

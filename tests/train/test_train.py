@@ -56,17 +56,13 @@ def test_a_run_holds_what_export_and_people_need(trained: Trainer, tiny: Path, d
     assert manifest["data"] == [{"path": str(data), "use": "data", "sha256": sha256_file(data), **found}]
     assert manifest["noise"]["share_moved"] == pytest.approx(result.share_moved, abs=1e-6)
     assert manifest["noise"]["units"] == 9 * 14  # words
-<<<<<<< HEAD
     assert manifest["noise"]["share_moved"] == pytest.approx(words_moved(run) / (9 * 14), abs=1e-6)
-    assert manifest["precision"] == {"weights": "float32", "compute": "float32", "adapter": "float32"}
-=======
     computed = {"weights": "float32", "compute": "float32", "adapter": "float32"}
     assert manifest["precision"] == computed | {"merged_into": "bfloat16"}
     said = json.loads((run.adapter / "training.json").read_text())
     assert said["base"] == manifest["base"]
     assert said["precision"] == manifest["precision"]
     assert "merged into the base's own bfloat16 weights" in (run.path / "REPORT.md").read_text()
->>>>>>> b816f80 (Map all of Unsloth's 4-bit copies back to their originals; say what an adapter is merged into)
     assert {"python", "torch", "trl", "peft"} <= set(manifest["versions"])
     for name in ("tokenizer.model", "tokenizer.json", "chat_template.jinja", "tokenizer_config.json"):
         assert (run.adapter / name).read_bytes() == (tiny / name).read_bytes()
