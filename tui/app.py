@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import ClassVar
 
 from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.command import Provider
 
+from ftllm.chat.events import Failed, StateSaved
 from ftllm.chat.options import ChatOptions
 from ftllm.chat.remote import Target
-from ftllm.chat.store import Store, open_store
+from ftllm.chat.states import prune
+from ftllm.chat.store import Store, memory_store, open_store
 from ftllm.chat.voice import Voice
 from ftllm.errors import UserError
 from tui.inbox import Inbox
 from tui.screens.chat import ChatScreen
 from tui.talker import Talker
+
+STATE_SECONDS = 15.0
+"""How long leaving waits for what the model has read to be written; a gigabyte takes one or two."""
 
 
 def _commands() -> type[Provider]:
@@ -36,6 +43,7 @@ class ChatApp(App[None]):
         model: the model.
         options: how it was loaded and how replies are made.
         clock: seconds, for what is timed on the screen.
+        notice: what the person is to be told at the start.
     """
 
     TITLE = "ftllm"
@@ -54,9 +62,10 @@ class ChatApp(App[None]):
         model: Target,
         options: ChatOptions,
         clock: Callable[[], float] = time.monotonic,
+        notice: str = "",
     ) -> None:
         super().__init__()
-        self._conversation = ChatScreen(talker, inbox, store, model, options, clock)
+        self.conversation = ChatScreen(talker, inbox, store, model, options, clock, notice)
 
         if theme := (options.defaults.values.get("theme") if options.defaults else None):
             if theme not in self.available_themes:
@@ -68,16 +77,22 @@ class ChatApp(App[None]):
 
     def get_default_screen(self) -> ChatScreen:
         """The application opens on its conversation."""
-        return self._conversation
+        return self.conversation
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """The palette is for the conversation, not for what lies over it."""
         if action == "command_palette":
-            return self.screen is self._conversation
+            return self.screen is self.conversation
         return super().check_action(action, parameters)
+
+    async def action_quit(self) -> None:
+        """Leave; the session is kept to be gone on with."""
+        self.conversation.leave()
+        self.exit()
 
     def action_help_quit(self) -> None:
         """Ctrl+C with nothing selected leaves, as it does elsewhere in a terminal."""
+        self.conversation.leave()
         self.exit()
 
     def action_toggle_dark(self) -> None:
@@ -94,8 +109,36 @@ def run_chat(model: Target, options: ChatOptions) -> int:
         the program's exit code.
     """
     inbox = Inbox()
-    with Voice(inbox.put) as voice, open_store() as store:
+    store, notice = _store()
+    with Voice(inbox.put) as voice, store:
         voice.load(model, options.load)
-        app = ChatApp(voice, inbox, store, model, options)
+        app = ChatApp(voice, inbox, store, model, options, notice=notice)
         app.run()
+        if app.conversation.saving is not None:
+            _wait_for_state(inbox)
     return app.return_code or 0
+
+
+def _store() -> tuple[Store, str]:
+    """Where chats are kept; where that cannot be opened, a store in memory, and why."""
+    try:
+        return open_store(), ""
+    except UserError as error:
+        why = "\n".join(filter(None, [error.message, error.hint]))
+        return memory_store(), f"{why}\nWhat is said now is gone when you leave, unless you export it."
+
+
+def _wait_for_state(inbox: Inbox) -> None:
+    """Until what the model has read is in its file; Ctrl-C does without."""
+    began, told = time.monotonic(), False
+    with suppress(KeyboardInterrupt):
+        while (waited := time.monotonic() - began) < STATE_SECONDS:
+            for event in inbox.drain():
+                if isinstance(event, StateSaved) and not event.error:
+                    prune(Path(event.path))
+                if isinstance(event, StateSaved | Failed):
+                    return
+            if waited > 1 and not told:
+                told = True
+                print("keeping what the model has read, so that the session goes on at once (Ctrl-C: do not)")
+            time.sleep(0.02)

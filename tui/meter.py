@@ -11,6 +11,7 @@ from ftllm.chat.events import (
     Loaded,
     LoadProgress,
     PromptProgress,
+    StateLoaded,
     Stats,
     TextDelta,
     ThinkDelta,
@@ -29,6 +30,7 @@ class Figures:
         tokens_per_second: of the reply under way, else of the last one.
         first_token: seconds from sending to the first token of the last reply.
         context_tokens, n_ctx: tokens in the context, and how many it holds.
+        think: how thoughts are asked for; empty where that is not known.
     """
 
     model: str
@@ -37,6 +39,7 @@ class Figures:
     first_token: float | None = None
     context_tokens: int | None = None
     n_ctx: int | None = None
+    think: str = ""
 
 
 class Meter:
@@ -91,6 +94,8 @@ class Meter:
                     context_tokens=event.context_tokens,
                     n_ctx=event.n_ctx,
                 )
+            case StateLoaded():
+                self._set(context_tokens=event.tokens or None)
             case Done() | Failed():
                 self._running = False
                 self._set(state="ready" if isinstance(event, Done) else "failed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from ftllm.chat.options import LoadSettings, ReplyOptions
@@ -35,3 +36,9 @@ class Talker(Protocol):
         repeat_penalty: float | None = None,
     ) -> None:
         """Sample the rest of the reply under way in another way; None leaves a setting as it is."""
+
+    def save_state(self, path: Path) -> None:
+        """Write what the model has read to a file; `StateSaved` follows where there is anything to write."""
+
+    def load_state(self, path: Path) -> None:
+        """Take it from a file."""

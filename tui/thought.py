@@ -103,7 +103,10 @@ class Thought:
         """
         if not self.shown:
             return []
-        lines = [self._title_line(page, key)]
+        lines = [self._title_line(page)]
+        if self.live and self.repeats:
+            told = f"repeating itself (x{self.repeats}), press {key} to answer now"
+            lines += page.plain(told, page.look["warning"])
         if self.open:
             muted, bar = page.look["muted"], ("│", page.look["thought-bar"])
             if self.live:
@@ -118,15 +121,13 @@ class Thought:
         """About how many lines it takes."""
         return 1 + (estimate(self.text, page) if self.open else 0) if self.shown else 0
 
-    def _title_line(self, page: Page, key: str) -> Strip:
+    def _title_line(self, page: Page) -> Strip:
         look = page.look
         parts = [(self.title, look["muted"])]
         if self.live and self._budget:
             done = min(self.tokens * BAR_CELLS // self._budget, BAR_CELLS)
             parts += [("  ", look["muted"]), ("━" * done, look["link"]), ("─" * (BAR_CELLS - done), look["muted"])]
             parts += [(f" of {self._budget:,}", look["muted"])]
-        if self.live and self.repeats:
-            parts += [(f"  repeating itself (x{self.repeats}), press {key} to answer now", look["warning"])]
         meta, room = Style.from_meta({"thought": True}), page.width
         segments = []
         for text, style in parts:

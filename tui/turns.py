@@ -53,6 +53,8 @@ REPLY_NOTES = {
     "failed": "The engine failed.",
 }
 
+NO_ANSWER = "The model ended its turn without an answer."
+
 
 class Turn(ABC):
     """Something in the transcript. What it draws may change only when it is told to the transcript.
@@ -164,6 +166,7 @@ class ReplyTurn(Turn):
         self.running = True
         self._clock, self._mode, self._budget = clock, mode, budget
         self.branch, self._byline = branch, byline
+        self._repeats = 0  # how often the answer has said the same, where the engine suspects a loop
         self._dropped = 0  # messages that the model no longer saw
         self._parts: list[Thought | GrowingProse | str | Note] = []
         self._memo: dict[str, tuple[Page, list[Strip]]] = {}
@@ -184,6 +187,8 @@ class ReplyTurn(Turn):
             turn._parts.append(Note(node.error, failure=True))
         elif note := REPLY_NOTES[message.stop_reason or "stop"]:
             turn._parts.append(Note(note))
+        elif not message.content:
+            turn._parts.append(Note(NO_ANSWER))
         return turn
 
     def resume(self) -> None:
@@ -243,6 +248,8 @@ class ReplyTurn(Turn):
                     self._parts.pop()
             case LoopSuspected() if isinstance(last, Thought):
                 last.repeats = event.count
+            case LoopSuspected():
+                self._repeats = event.count
             case TurnsDropped():
                 self._dropped = event.turns
             case TextDelta() if isinstance(last, GrowingProse):
@@ -252,7 +259,8 @@ class ReplyTurn(Turn):
                 prose.feed(event.text.lstrip("\n"))
                 self._parts.append(prose)
             case Done():
-                self._end(Note(REPLY_NOTES[event.reason]))
+                nothing = event.reason == "stop" and not any(text.strip() for text in self.answer)
+                self._end(Note(NO_ANSWER if nothing else REPLY_NOTES[event.reason]))
             case Failed():
                 self._end(Note(failure_text(event), failure=True))
             case _:
@@ -275,6 +283,8 @@ class ReplyTurn(Turn):
             lines += [page.blank, *drawn] if lines and drawn else drawn
         if self.running and not lines:
             lines = page.plain("…", page.look["muted"])
+        if self._repeats and self.running:
+            lines += page.plain(f"repeating itself (x{self._repeats}), Esc stops it", page.look["warning"])
         if self._dropped:
             text = f"The context is full: the model no longer sees the first {counted(self._dropped, 'message')}."
             lines += page.plain(text, page.look["warning"])

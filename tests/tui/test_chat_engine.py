@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 from textual.pilot import Pilot
 
 from ftllm.chat.engine import Engine
@@ -138,3 +139,27 @@ async def test_a_file_that_is_no_model(tmp_path: Path) -> None:
         await chat.say("T")
         await chat.until(lambda: len(chat.remarks) == 2)
         assert chat.screen.query_one(Composer).text == "T"
+
+
+async def test_a_session_opened_again_is_not_read_again(
+    scripted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    async with talk(scripted) as chat:
+        await chat.say("T")
+        await chat.replies(1)
+        first = chat.screen.conversation.info
+        assert first is not None
+        await chat.pilot.press("f6")
+        await chat.until(lambda: chat.screen.saving is None)
+        assert [path.suffix for path in (tmp_path / "ftllm" / "states").iterdir() if path.suffix == ".kv"] == [".kv"]
+        await chat.say("L")  # leaves other things in the cache
+        await chat.until(lambda: "la lila" in chat.drawn())
+        chat.screen.open_session(first.id)
+        await chat.until(lambda: not chat.screen.busy and chat.last.content == "It is 42.")
+        await chat.say("T")
+        await chat.replies(2)
+        stats = chat.last.stats
+        assert stats is not None
+        assert stats.reused_tokens >= 8  # the first exchange; it and the new message are all there is
+        assert stats.prompt_tokens - stats.reused_tokens <= 6

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 from textual.pilot import Pilot
-from textual.widgets import Input
+from textual.widgets import Input, OptionList
 from tui_stage import Stage
 
+from ftllm.chat import store as chats
+from ftllm.chat.session import ChatMessage
 from tui.widgets.composer import Composer
 
 Scene = Callable[[Stage, Pilot[None]], Awaitable[None]]
@@ -132,6 +134,50 @@ CONVERSATION: list[Scene] = [loading, thinking, answered, opened, stopped, faile
 SCENES = [*CONVERSATION, keys, commands, settings]
 
 
+NOW = 10_000_000.0
+
+
+async def selected(stage: Stage, pilot: Pilot[None]) -> None:
+    await answered(stage, pilot)
+    await stage.settle(pilot)
+    await pilot.press("ctrl+r")
+    stage.engine.text("Seven days of 51 coins: 357.\n\n```python\n7 * 51\n```\n")
+    stage.engine.done()
+    await stage.settle(pilot)
+    await pilot.press("up")
+
+
+async def editing(stage: Stage, pilot: Pilot[None]) -> None:
+    await selected(stage, pilot)
+    await pilot.press("up", "e")
+
+
+async def saving(stage: Stage, pilot: Pilot[None]) -> None:
+    await selected(stage, pilot)
+    await pilot.press("s")
+    stage.app.screen.query_one(Input).cursor_blink = False
+
+
+async def sessions(stage: Stage, pilot: Pilot[None]) -> None:
+    for title, question in (("Apples", "How many apples are 3 and 4?"), ("请用中文回答 🙂", "三加四等于几？")):
+        info = chats.create_session(stage.store, title=title)
+        asked = chats.add_user(stage.store, info.id, question, after=None)
+        thought = "3 apples and 4 apples: 7 apples"
+        chats.add_message(stage.store, info.id, ChatMessage("assistant", "7", thought=thought), after=asked.id)
+    await answered(stage, pilot)
+    await stage.settle(pilot)
+    with stage.store.writing() as db:
+        db.execute("UPDATE sessions SET updated = ? - (4 - id) * 7000", (NOW,))
+    await pilot.press("ctrl+s")
+    stage.screen.query_one(Input).cursor_blink = False
+
+
+async def searching(stage: Stage, pilot: Pilot[None]) -> None:
+    await sessions(stage, pilot)
+    await pilot.press(*"apples")
+    await stage.until(pilot, lambda: stage.screen.query_one(OptionList).option_count > 3)
+
+
 def played(stage: Stage, scene: Scene) -> Callable[[Pilot[None]], Awaitable[None]]:
     """The scene, as something to run before the picture is taken."""
 
@@ -165,3 +211,13 @@ def test_picture_without_colour(snap_compare: Any, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("NO_COLOR", "1")
     stage = Stage()
     assert snap_compare(stage.app, run_before=played(stage, opened))
+
+
+@pytest.mark.parametrize("size", [(80, 24), (200, 60)], ids=lambda size: "x".join(map(str, size)))
+@pytest.mark.parametrize("scene", [selected, editing, saving, sessions, searching], ids=lambda scene: scene.__name__)
+def test_picture_of_actions(
+    snap_compare: Any, monkeypatch: pytest.MonkeyPatch, scene: Scene, size: tuple[int, int]
+) -> None:
+    monkeypatch.setattr("tui.widgets.sidebar.now", lambda: NOW)
+    stage = Stage()
+    assert snap_compare(stage.app, terminal_size=size, run_before=played(stage, scene))

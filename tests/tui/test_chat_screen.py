@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 from tui_stage import MODEL, STEPS, Stage, answers, converse, notes, shown, status, titles
 
 from ftllm.chat.options import ChatOptions, LoadSettings, ReplyOptions
 from tui.turns import UserTurn
 from tui.widgets.composer import Composer
+from tui.widgets.keybar import KeyBar
 
 
 async def test_the_composer_is_usable_while_the_model_loads() -> None:
@@ -274,18 +275,25 @@ async def test_the_footer_offers_what_can_be_done() -> None:
     stage = Stage()
 
     def offered() -> set[str]:
-        return {key.description for key in stage.screen.query_one(Footer).query("FooterKey")}  # type: ignore[attr-defined]
+        return {what for _, _, what in stage.screen.query_one(KeyBar).keys}
 
     async with stage.app.run_test() as pilot:
         stage.engine.ready()
         await stage.settle(pilot)
-        assert offered() == {"Thoughts", "Help", "Settings", "Quit"}
+        assert offered() == {"Sessions", "Thoughts", "Help", "Settings", "Quit"}
         await stage.say(pilot, "Think!")
         stage.engine.think(*STEPS)
         await stage.settle(pilot)
-        assert offered() == {"Stop", "Answer now", "Messages", "Thoughts", "Copy", "Help", "Settings", "Quit"}
+        always = {"Stop", "Answer now", "Sessions", "Thoughts", "Help", "Settings", "Quit"}
+        assert offered() == always | {"Messages", "Copy"}
         await pilot.press("up")
-        assert offered() == {"Stop", "Answer now", "Select", "Thought", "Thoughts", "Help", "Settings", "Quit"}
+        assert offered() == always | {"Select", "Thought"}
+        line = shown(stage.screen.query_one(KeyBar))
+        assert line.endswith(" f1 Help ")
+        assert "Settings" not in line  # there is no room for it
+        await pilot.click(KeyBar, offset=(line.index("Stop") + 1, 0))
+        await stage.settle(pilot)
+        assert stage.engine.stops == 1
 
 
 async def test_light_and_dark() -> None:

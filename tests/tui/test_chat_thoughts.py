@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tui_stage import STEPS, Stage, answers, converse, replies, titles
+from tui_stage import STEPS, Stage, answers, converse, notes, replies, status, titles
 
-from ftllm.chat.options import ChatOptions
+from ftllm.chat.events import LoopSuspected, ThinkDelta, ThinkEnd, ThinkEndReason, ThinkStart, TurnsDropped
+from ftllm.chat.options import ChatOptions, ReplyOptions, ThoughtMode
+from tui.turns import ReplyTurn
 
 
 async def test_a_thought_while_it_lasts() -> None:
@@ -140,3 +142,95 @@ async def test_opening_a_thought_keeps_its_title_in_place() -> None:
         stage.engine.text(*("line\n\n" for _ in range(40)))
         await stage.settle(pilot)
         assert stage.transcript.at_end
+
+
+async def test_a_budget_and_a_loop_while_it_thinks() -> None:
+    stage = Stage(ChatOptions(reply=ReplyOptions(think_budget=80)))
+    async with stage.app.run_test(size=(100, 24)) as pilot:
+        stage.engine.ready()
+        await stage.settle(pilot)
+        await stage.say(pilot, "Think!")
+        stage.engine.think(*STEPS)
+        await stage.settle(pilot)
+        assert stage.title().endswith("40 tokens  ━━━━━━━━──────── of 80")
+        assert "think auto, at most 80" in status(stage)
+        stage.engine.play([LoopSuspected(stage.clock(), 1, period=12, count=4, thought=True)])
+        await stage.settle(pilot)
+        assert "repeating itself (x4), press Ctrl+N to answer now" in stage.drawn()
+        await pilot.press("up", "a")
+        assert stage.engine.answers_now == 1
+        stage.engine.end_thought(2.0, 80, "budget")
+        stage.engine.text("round ")
+        stage.engine.play([LoopSuspected(stage.clock(), 1, period=2, count=5, thought=False)])
+        await stage.settle(pilot)
+        assert titles(stage) == ["▸ Thought for 2.00 seconds - 80 tokens - budget used up"]
+        assert "repeating itself (x5), Esc stops it" in stage.drawn()
+        stage.engine.done("loop")
+        await stage.settle(pilot)
+        assert "repeating itself (x5), Esc stops it" not in stage.drawn()
+        assert notes(stage) == ["Stopped: the answer went in circles."]
+
+
+@pytest.mark.parametrize(
+    ("why", "said"),
+    [
+        ("unclosed", "never closed"),
+        ("cut", "cut off"),
+        ("stopped", "stopped"),
+        ("answer_now", "asked to answer"),
+        ("loop", "went in circles"),
+    ],
+)
+def test_a_thought_says_why_it_was_ended(why: ThinkEndReason, said: str) -> None:
+    turn = ReplyTurn(lambda: 0.0)
+    turn.take(ThinkStart(0.0, 1))
+    turn.take(ThinkDelta(0.0, 1, "so", 1))
+    turn.take(ThinkEnd(1.0, 1, why, 1.5, 9))
+    assert turn.thoughts[0].title == f"▸ Thought for 1.50 seconds - 9 tokens - {said}"
+
+
+async def test_what_the_model_no_longer_sees_is_told() -> None:
+    stage = Stage()
+    async with stage.app.run_test() as pilot:
+        stage.engine.ready()
+        await stage.settle(pilot)
+        await converse(stage, pilot)
+        await stage.say(pilot, "More")
+        stage.engine.play([TurnsDropped(stage.clock(), 2, 2)])
+        stage.engine.text("yes")
+        stage.engine.done()
+        await stage.settle(pilot)
+        assert "The context is full: the model no longer sees the first 2 messages." in stage.drawn()
+
+
+@pytest.mark.parametrize(
+    ("mode", "while_it_lasts", "afterwards"),
+    [("open", "▾", "▾"), ("closed", "▸", "▸"), ("hidden", "▸", ""), ("auto", "▾", "▸")],
+)
+def test_how_thoughts_are_preferred(mode: ThoughtMode, while_it_lasts: str, afterwards: str) -> None:
+    turn = ReplyTurn(lambda: 0.0, mode=mode)
+    turn.take(ThinkStart(0.0, 1))
+    turn.take(ThinkDelta(0.0, 1, "so", 1))
+    thought = turn.thoughts[0]
+    assert (thought.shown, thought.title[0]) == (True, while_it_lasts)
+    turn.take(ThinkEnd(1.0, 1, "closed", 1.5, 9))
+    assert thought.shown is bool(afterwards)
+    assert thought.title[0] == (afterwards or "▸")
+
+
+async def test_a_turn_without_an_answer_is_told_so() -> None:
+    stage = Stage()
+    async with stage.app.run_test() as pilot:
+        stage.engine.ready()
+        await stage.settle(pilot)
+        await stage.say(pilot, "Think!")
+        stage.engine.think("so")
+        stage.engine.end_thought()
+        stage.engine.done()
+        await stage.settle(pilot)
+        assert notes(stage) == ["The model ended its turn without an answer."]
+        info = stage.screen.conversation.info
+        assert info is not None
+        stage.screen.open_session(info.id)  # and so it is when it is read again
+        await stage.settle(pilot)
+        assert notes(stage) == ["The model ended its turn without an answer."]

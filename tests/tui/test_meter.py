@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from rich.cells import cell_len
 
@@ -107,3 +109,9 @@ def test_a_filling_context_shows(tokens: int, style: str) -> None:
     content = status_content(Figures("m", "ready", None, None, tokens, 4096), 80)
     start = content.plain.index("context")
     assert [str(span.style) for span in content.spans if span.start == start] == ([style] if style else [])
+
+
+def test_how_thoughts_are_asked_for() -> None:
+    assert "think" in status_content(replace(FULL, think="auto"), 120).plain
+    assert "   think on   52.3 tok/s" in status_content(replace(FULL, think="on"), 80).plain
+    assert "first after" not in status_content(replace(FULL, think="on"), 70).plain

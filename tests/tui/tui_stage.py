@@ -58,6 +58,8 @@ class Replay:
         self.loads: list[tuple[Path, LoadSettings | None]] = []
         self.options: list[ReplyOptions | None] = []
         self.sampling: list[dict[str, float | None]] = []
+        self.saved: list[Path] = []
+        self.restored: list[Path] = []
         self.stops = 0
         self.answers_now = 0
         self.refuse = False
@@ -75,6 +77,12 @@ class Replay:
     def stop(self) -> None:
         self.stops += 1
         self.done("stopped")
+
+    def save_state(self, path: Path) -> None:
+        self.saved.append(path)
+
+    def load_state(self, path: Path) -> None:
+        self.restored.append(path)
 
     def answer_now(self) -> None:
         self.answers_now += 1
@@ -129,12 +137,12 @@ class Replay:
 class Stage:
     """The application over a replayed engine."""
 
-    def __init__(self, options: ChatOptions | None = None) -> None:
+    def __init__(self, options: ChatOptions | None = None, notice: str = "") -> None:
         self.clock = Clock()
         inbox = Inbox()
         self.engine = Replay(inbox, self.clock)
         self.store = memory_store()
-        self.app = ChatApp(self.engine, inbox, self.store, MODEL, options or ChatOptions(), self.clock)
+        self.app = ChatApp(self.engine, inbox, self.store, MODEL, options or ChatOptions(), self.clock, notice)
 
     @property
     def screen(self) -> ChatScreen:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,8 +15,8 @@ from ftllm.chat.store import Node
 from ftllm.errors import UserError
 from tui.clipboard import give_to_helper, takes_osc52
 from tui.markdown import CodeBlock
-from tui.screens.choosing import ChoosingScreen
 from tui.screens.path import PathScreen, Writing
+from tui.screens.sessions import SessionsScreen
 from tui.text import counted, file_name, without_controls
 from tui.turns import ReplyTurn, Turn, UserTurn
 from tui.widgets.composer import Composer
@@ -25,14 +25,13 @@ from tui.widgets.transcript import Clicked, EndMarker, Left, Transcript
 UNDER_WAY = "A reply is under way: Esc stops it"
 
 
-class ChatScreen(ChoosingScreen):
+class ChatScreen(SessionsScreen):
     """One conversation with one model, and its keys.
 
     What is done with a message is done with the one selected, while one is, else with the last reply.
     """
 
     _editing: Node | None = None
-    _deleted: Sequence[Callable[[], None]] = ()  # each brings something back, the last deleted last
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "leave_message", "Leave it", tooltip="Leave the message that is edited as it was"),
@@ -66,6 +65,8 @@ class ChatScreen(ChoosingScreen):
                 return self._turn is not None and self._turn.live_thought is not None
             case "write":
                 return reading
+            case "scroll_pages" | "regenerate" | "undo" if self.in_sidebar:
+                return action == "undo"
             case "messages" | "copy_reply":
                 return not reading and bool(self.conversation.nodes)
             case "branch":
@@ -255,14 +256,6 @@ class ChatScreen(ChoosingScreen):
         turn = self._turn_meant()
         if turn is not None:
             self._step(turn, step)
-
-    def action_undo(self) -> None:
-        """Undo the last deletion."""
-        if self._deleted:
-            *self._deleted, restore = self._deleted
-            restore()
-        else:
-            self.notify("Nothing was deleted", timeout=2)
 
     def action_export(self, name: str = "") -> None:
         """Write the session to a file."""

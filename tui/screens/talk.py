@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 
 from textual import on
@@ -13,12 +15,13 @@ from textual.app import ComposeResult
 from textual.containers import Container
 from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 
-from ftllm.chat.events import AnyEvent, Done, Failed, Loaded
-from ftllm.chat.options import ChatOptions, ThoughtMode
+from ftllm.chat.events import AnyEvent, Done, Failed, Loaded, StateSaved
+from ftllm.chat.options import ChatOptions, ReplyOptions, ThoughtMode
 from ftllm.chat.remote import Target
-from ftllm.chat.store import Node, Store, find_session
+from ftllm.chat.states import prune
+from ftllm.chat.store import Node, Store
 from ftllm.errors import UserError
 from tui.conversation import NO_REPLY, Conversation
 from tui.inbox import Inbox
@@ -28,6 +31,7 @@ from tui.text import one_line
 from tui.turns import Remark, ReplyTurn, Turn, UserTurn, failure_text
 from tui.widgets.completions import Completions
 from tui.widgets.composer import Composer
+from tui.widgets.keybar import KeyBar
 from tui.widgets.status import StatusLine
 from tui.widgets.transcript import EndMarker, Moved, Transcript
 
@@ -50,6 +54,7 @@ class TalkScreen(Screen[None]):
         model: the model.
         options: how it was loaded and how replies are made.
         clock: seconds, for what is timed on the screen.
+        notice: what the person is to be told at the start.
     """
 
     AUTO_FOCUS = "Composer"
@@ -62,8 +67,10 @@ class TalkScreen(Screen[None]):
         model: Target,
         options: ChatOptions,
         clock: Callable[[], float] = time.monotonic,
+        notice: str = "",
     ) -> None:
         super().__init__()
+        self._notice = notice
         self.conversation = Conversation(store, talker, model, options)
         self._talker = talker
         self._inbox = inbox
@@ -75,6 +82,8 @@ class TalkScreen(Screen[None]):
         self._load_failed = False
         self._queue: list[str] = []
         self._turn: ReplyTurn | None = None
+        self._unkept = False  # the model has read something that no file holds
+        self.saving: Path | None = None  # the file it is being written to
         self._next: Callable[[], None] | None = None  # what waits for the engine
 
     def compose(self) -> ComposeResult:
@@ -86,23 +95,22 @@ class TalkScreen(Screen[None]):
         with Container(id="writing"):
             yield Composer()
         yield StatusLine()
-        yield Footer(show_command_palette=False)
+        yield KeyBar()
 
     def on_mount(self) -> None:
         """The composer has the focus at once, whatever the model is doing."""
         self._show_queue()
         self._show_figures()
         self._go_on()
+        for notice in filter(None, [self._notice, self.conversation.store.recovered]):
+            self._remark(str(notice), failure=True)
         self.run_worker(self._follow(), name="follow")
 
     def _go_on(self) -> None:
-        """Show the session that was asked for by name, in the way that was asked for."""
-        named = self._options.session
-        found = find_session(self.conversation.store, named) if named else None
-        if found is not None:
-            self.conversation.open(found.id)
-            self.conversation.system, self.conversation.options = self._options.system, self._options.reply
-            self.transcript.show(self._turns(self.conversation.nodes))
+        """Show the session that was asked for."""
+
+    def _session_changed(self) -> None:
+        """Another session is shown, or something was said in it."""
 
     def on_unmount(self) -> None:
         """Keep what there is."""
@@ -118,23 +126,6 @@ class TalkScreen(Screen[None]):
     def busy(self) -> bool:
         """Whether a reply is under way."""
         return self._turn is not None
-
-    # Which session it is
-
-    def open_session(self, session: int) -> None:
-        """Show a session as it was left, and go on with it."""
-        info = self.conversation.open(session)
-        self._show_session(info.view.get("place"))
-
-    def _show_session(self, place: object = None) -> None:
-        """Show the conversation's messages.
-
-        Args:
-            place: what `Transcript.place` was.
-        """
-        known = isinstance(place, list | tuple) and len(place) == 2 and all(isinstance(part, int) for part in place)
-        self.transcript.show(self._turns(self.conversation.nodes), tuple(place) if known else None)  # type: ignore[arg-type]
-        self.refresh_bindings()
 
     # The engine's events
 
@@ -171,6 +162,10 @@ class TalkScreen(Screen[None]):
                 self._next = None
                 self._remark(failure_text(event), failure=True)
                 self._return_queue()
+            elif isinstance(event, StateSaved):
+                self.saving = None
+                if not event.error:
+                    prune(Path(event.path))
             return
         try:
             taken = self.conversation.take(event)
@@ -185,6 +180,7 @@ class TalkScreen(Screen[None]):
 
     def _end_reply(self, event: Done | Failed) -> None:
         turn, self._turn = self._turn, None
+        self._unkept = isinstance(event, Done)
         if turn is not None:
             self.transcript.redraw(turn)
         self.refresh_bindings()
@@ -220,6 +216,14 @@ class TalkScreen(Screen[None]):
             self._load_failed = False
             self._load()
 
+    def _after_reply(self, work: Callable[[], None]) -> None:
+        """Do something that no reply may be under way for: at once, or when it has been stopped."""
+        if self.busy:
+            self._next = work
+            self._talker.stop()
+        else:
+            work()
+
     def _do_next(self) -> bool:
         """Do what waited for the engine, if anything did."""
         work, self._next = self._next, None
@@ -241,11 +245,10 @@ class TalkScreen(Screen[None]):
         self._show_queue()
         before = len(self.conversation.nodes)
         self._ask(lambda: self.conversation.ask(text))
-        if self.busy:
-            asked = self.conversation.nodes[before]
-            turn, self._turn = self._turn, self._turn
-            assert turn is not None
-            self.transcript.add(UserTurn(text, asked.id), turn)
+        if self._turn is not None:
+            self.transcript.add(UserTurn(text, self.conversation.nodes[before].id), self._turn)
+        else:
+            self.query_one(Composer).give_back(text)
 
     def _ask(self, asking: Callable[[], object], turn: ReplyTurn | None = None) -> None:
         """Ask the engine for a reply; what goes wrong is told.
@@ -269,20 +272,22 @@ class TalkScreen(Screen[None]):
             branch=(last.branch, last.branches),
             mode=self._mode,
             budget=self.conversation.options.think_budget,
+            byline=byline(last, self.conversation.nodes[:-1]),
         )
         self._meter.asked()
+        self._session_changed()
         self.refresh_bindings()
 
     def _turns(self, nodes: list[Node], known: Mapping[int | None, Turn] = MappingProxyType({})) -> list[Turn]:
         """The messages as turns: those `known` by their nodes are taken where they look the same."""
         turns: list[Turn] = []
-        for node in nodes:
+        for place, node in enumerate(nodes):
             turn, branch = known.get(node.id), (node.branch, node.branches)
             if turn is None or turn.branch != branch:
                 if node.message.role == "user":
                     turn = UserTurn(node.message.content, node.id, branch)
                 else:
-                    turn = ReplyTurn.of(node, self._clock, self._mode)
+                    turn = ReplyTurn.of(node, self._clock, self._mode, byline(node, nodes[:place]))
             turns.append(turn)
         return turns
 
@@ -312,7 +317,7 @@ class TalkScreen(Screen[None]):
         status = self.query_one(StatusLine)
         if status.figures.state != self._meter.figures.state:
             self.refresh_bindings()
-        status.figures = self._meter.figures
+        status.figures = replace(self._meter.figures, think=thinking(self.conversation.options))
 
     def _remark(self, text: str, *, failure: bool = False) -> None:
         self.transcript.add(Remark(text, failure=failure))
@@ -323,3 +328,15 @@ class TalkScreen(Screen[None]):
     @on(Moved)
     def _show_marker(self) -> None:
         self.query_one(EndMarker).display = not self.transcript.at_end
+
+
+def byline(reply: Node, before: Sequence[Node]) -> str:
+    """The name of a reply's model, where the reply before it is another's."""
+    last = next((node.author.model for node in reversed(before) if node.message.role == "assistant"), "")
+    name = Path(reply.author.model).name
+    return name if last and name and Path(last).name != name else ""
+
+
+def thinking(options: ReplyOptions) -> str:
+    """How thoughts are asked for: `auto`, `on`, `auto, at most 512`."""
+    return options.think if options.think_budget is None else f"{options.think}, at most {options.think_budget}"

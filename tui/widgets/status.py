@@ -23,8 +23,13 @@ def status_content(figures: Figures, width: int) -> Content:
         parts.append(Content.styled(f"context {figures.context_tokens}/{figures.n_ctx} {share:.0%}", style))
     if figures.tokens_per_second is not None:
         parts.append(Content(f"{figures.tokens_per_second:.1f} tok/s"))
+    think = [Content(f"think {figures.think}")] if figures.think else []
+    if figures.think != "auto":  # a choice goes before a figure
+        parts += think
     if figures.first_token is not None:
         parts.append(Content(f"first after {figures.first_token:.2f} s"))
+    if figures.think == "auto":
+        parts += think
     gap = Content("   ")
     right = Content("")
     for part in parts:

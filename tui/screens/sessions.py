@@ -1,0 +1,224 @@
+"""Which session is shown: the sidebar, and how one is left so that it can be gone on with exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from textual import on
+from textual.binding import Binding, BindingType
+from textual.content import Content
+from textual.css.query import NoMatches
+
+from ftllm.chat import store as chats
+from ftllm.chat.states import state_file
+from ftllm.errors import UserError
+from tui.screens.choosing import ChoosingScreen
+from tui.widgets.composer import Composer
+from tui.widgets.sidebar import Sidebar
+
+
+class SessionsScreen(ChoosingScreen):
+    """A conversation that can be left for another one.
+
+    Where a session is left, its place on the screen is kept in the store, and what the model has read in a file.
+    """
+
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("ctrl+s,f5", "sessions", "Sessions", priority=True, tooltip="Show the sessions, and search in them"),
+        Binding("f6", "new_session", "New session", show=False, priority=True, tooltip="Begin a new session"),
+    ]
+
+    _deleted: Sequence[Callable[[], None]] = ()  # each brings something back, the last deleted last
+
+    def _go_on(self) -> None:
+        """Show the session that was asked for by name, in the way that was asked for."""
+        named = self._options.session
+        found = chats.find_session(self.conversation.store, named) if named else None
+        if found is not None:
+            self._show(found.id)
+            self.conversation.change(system=self._options.system or "", options=self._options.reply)
+
+    @property
+    def sidebar(self) -> Sidebar | None:
+        """The sidebar, while it is there."""
+        try:
+            return self.query_one(Sidebar)
+        except NoMatches:
+            return None
+
+    @property
+    def in_sidebar(self) -> bool:
+        """Whether keys go to the sidebar."""
+        return self.focused is not None and self.sidebar in self.focused.ancestors
+
+    def open_session(self, session: int, node: int | None = None, *, thought: bool = False) -> None:
+        """Show a session as it was left, and go on with it; a reply under way is stopped first.
+
+        Args:
+            node: a message to be shown, on whatever branch it is.
+            thought: whether its thought is to be open.
+        """
+        self._after_reply(lambda: self._show(session, node, thought=thought))
+
+    def leave(self) -> None:
+        """Keep what is wanted to go on with the session: its place on the screen, and what the model has read."""
+        info = self.conversation.info
+        if info is None:
+            return
+        try:
+            self.conversation.keep_view(self._view())
+        except UserError as error:
+            self._tell(error)
+        if self.busy:
+            self._talker.stop()
+        if (self._unkept or self.busy) and isinstance(self.conversation.model, Path):
+            self._unkept, self.saving = False, state_file(info.uid)
+            self._talker.save_state(self.saving)
+
+    def _view(self) -> dict[str, object]:
+        place = self.transcript.place
+        node = self.transcript.turns[place[0]].node if place is not None else None
+        return {} if place is None or node is None else {"node": node, "above": place[1]}
+
+    def _show(self, session: int, node: int | None = None, *, thought: bool = False) -> None:
+        conversation, transcript = self.conversation, self.transcript
+        another = conversation.info is None or conversation.info.id != session
+        try:
+            if another:
+                self.leave()
+            if node is not None:
+                chats.show_node(conversation.store, node)
+            info = conversation.open(session)
+        except UserError as error:
+            self._tell(error)
+            return
+        turns = self._turns(conversation.nodes)
+        view = info.view
+        index = next((place for place, turn in enumerate(turns) if turn.node == view.get("node")), None)
+        above = view.get("above")
+        transcript.show(turns, (index, above) if index is not None and isinstance(above, int) else None)
+        if another:
+            self._talker.load_state(state_file(info.uid))
+            self._tell_other_model(info.model)
+        found = next((turn for turn in turns if node is not None and turn.node == node), None)
+        if found is not None:
+            for one in found.thoughts if thought else ():
+                one.choose(True)
+            transcript.focus()
+            transcript.select(found)
+        self._session_changed()
+
+    def _tell_other_model(self, before: str) -> None:
+        """Say so where a session goes on with another model than it was held with."""
+        here = str(self.conversation.model)
+        if before and Path(before).name != Path(here).name:
+            self.notify(f"Before with {Path(before).name}; it goes on with {Path(here).name}", markup=False)
+
+    def _session_changed(self) -> None:
+        """Another session is shown, or its title is another one."""
+        info = self.conversation.info
+        title = chats.get_session(self.conversation.store, info.id).title if info is not None else ""
+        self.query_one(Composer).border_subtitle = Content(title)
+        if (sidebar := self.sidebar) is not None:
+            sidebar.show(info.id if info is not None else 0)
+        self.refresh_bindings()
+
+    # By key and mouse
+
+    async def action_sessions(self) -> None:
+        """Show the sessions, or go back to the conversation."""
+        if (sidebar := self.sidebar) is not None:
+            if self.in_sidebar:
+                await self._close()
+            else:
+                sidebar.query_one("Input").focus()
+            return
+        sidebar = Sidebar(self.conversation.store)
+        sidebar.current = self.conversation.info.id if self.conversation.info is not None else None
+        await self.mount(sidebar, before=0)
+        sidebar.query_one("Input").focus()
+
+    @on(Sidebar.Closed)
+    async def _close(self) -> None:
+        self.query_one(Composer).focus()
+        await self.query(Sidebar).remove()
+
+    @on(Sidebar.New)
+    def action_new_session(self) -> None:
+        """Begin a new session, in the way the program was started."""
+        self._after_reply(self._begin)
+
+    def _begin(self, *, write: bool = True) -> None:
+        self.leave()
+        self.conversation.begin(self._options.system, self._options.reply)
+        self.transcript.show([])
+        self._session_changed()
+        if write:
+            self._back_to_writing()
+
+    @on(Sidebar.Opened)
+    def _opened(self, event: Sidebar.Opened) -> None:
+        if event.node is None:
+            self._back_to_writing()
+        elif self.has_class("-narrow"):
+            self.run_worker(self._close())
+        self.open_session(event.session, event.node, thought=event.thought)
+
+    def _back_to_writing(self) -> None:
+        """The sidebar stays where there is room for it."""
+        if self.sidebar is not None and self.has_class("-narrow"):
+            self.run_worker(self._close())
+        self.query_one(Composer).focus()
+
+    async def action_rename_session(self, title: str = "") -> None:
+        """Give the session another title."""
+        info = self.conversation.info
+        if info is None:
+            self.notify("There is no session yet: it begins with the first message", timeout=3)
+        elif title:
+            self._rename(Sidebar.Renamed(info.id, title))
+        else:
+            if self.sidebar is None:
+                await self.action_sessions()
+            if self.sidebar is not None:
+                self.sidebar.show(info.id)
+                self.sidebar.ask_title()
+
+    @on(Sidebar.Renamed)
+    def _rename(self, event: Sidebar.Renamed) -> None:
+        try:
+            chats.rename_session(self.conversation.store, event.session, event.title)
+        except UserError as error:
+            self._tell(error)
+        self._session_changed()
+
+    @on(Sidebar.Deleted)
+    def _delete_session(self, event: Sidebar.Deleted) -> None:
+        self._after_reply(lambda: self._delete_now(event.session, event.title))
+
+    def _delete_now(self, session: int, title: str) -> None:
+        shown = self.conversation.info is not None and self.conversation.info.id == session
+        if shown:
+            self._begin(write=False)
+        chats.delete_session(self.conversation.store, session)
+
+        def restore() -> None:
+            chats.restore_session(self.conversation.store, session)
+            if shown:
+                self._show(session)
+            self._session_changed()
+
+        self._deleted = [*self._deleted, restore]
+        self._session_changed()
+        self.notify(f"Deleted “{title or 'Untitled'}”; Ctrl+Z in the list brings it back", timeout=5, markup=False)
+
+    def action_undo(self) -> None:
+        """Undo the last deletion."""
+        if self._deleted:
+            *self._deleted, restore = self._deleted
+            restore()
+        else:
+            self.notify("Nothing was deleted", timeout=2)
