@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from ftllm.errors import UserError
 from ftllm.render import IGNORED, Row
 
-CHUNK = 256  # positions normalised at once: 256 x 262144 logits in float32 are 256 MiB
+CHUNK = 256  # positions whose logits are there at once: 256 x 262144 of them in float32 are 256 MiB
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ def targets(row: Row) -> list[tuple[int, int]]:
 def torch_likelihood(model: Any, rows: Sequence[Row], *, on_row: Callable[[int], None] | None = None) -> Likelihood:
     """Likelihood of `rows` under a transformers causal model, row by row, without dropout.
 
-    Logits are computed in the model's own precision and normalised in float32, `CHUNK` positions at a time; the sums
-    are in float64.
+    Logits are computed in the model's own precision and normalised in float32, `CHUNK` positions at a time where the
+    model can compute those of chosen positions; the sums are in float64.
 
     Args:
         model: a causal language model; a PEFT model is one too. Its training mode is left as it was.
@@ -95,15 +96,45 @@ def _row_nats(model: Any, row: Row, device: Any, keeps: bool) -> tuple[float, in
     ids = torch.tensor([row.input_ids], device=device)
     positions = torch.tensor([position for position, _ in wanted], device=device)
     tokens = torch.tensor([token for _, token in wanted], device=device)
-    if keeps:
-        logits = model(input_ids=ids, use_cache=False, logits_to_keep=positions).logits[0]
-    else:
-        logits = model(input_ids=ids, use_cache=False).logits[0, positions]
     nats = 0.0
-    for start in range(0, len(wanted), CHUNK):
-        scores = torch.log_softmax(logits[start : start + CHUNK].float(), dim=-1)
-        nats -= scores.gather(1, tokens[start : start + CHUNK, None]).double().sum().item()
+    with _running_once(getattr(_innermost(model), "base_model", None) if keeps else None):
+        logits = None if keeps else model(input_ids=ids, use_cache=False).logits[0, positions]
+        for start in range(0, len(wanted), CHUNK):
+            chunk = slice(start, start + CHUNK)
+            if logits is None:
+                some = model(input_ids=ids, use_cache=False, logits_to_keep=positions[chunk]).logits[0]
+            else:
+                some = logits[chunk]
+            scores = torch.log_softmax(some.float(), dim=-1)
+            nats -= scores.gather(1, tokens[chunk, None]).double().sum().item()
     return nats, len(wanted)
+
+
+@contextmanager
+def _running_once(decoder: Any | None) -> Iterator[None]:
+    """Have the layers of a model run at its first call only, so that more calls cost no more than its head.
+
+    A head may scale and cap logits in its model's own way: so the model computes them, a chunk of positions a call.
+    """
+    if decoder is None:
+        yield
+        return
+    own = vars(decoder).get("forward")
+    forward = decoder.forward
+    found: list[Any] = []
+
+    def remembered(*arguments: Any, **options: Any) -> Any:
+        if not found:
+            found.append(forward(*arguments, **options))
+        return found[0]
+
+    decoder.forward = remembered
+    try:
+        yield
+    finally:
+        del decoder.forward
+        if own is not None:
+            decoder.forward = own
 
 
 def _innermost(model: Any) -> Any:

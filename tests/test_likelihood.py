@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ftllm.errors import UserError
-from ftllm.likelihood import Likelihood, targets, torch_likelihood
+from ftllm.likelihood import CHUNK, Likelihood, targets, torch_likelihood
 from ftllm.render import IGNORED, Row
 
 VOCABULARY = 64
@@ -63,10 +63,23 @@ def test_equals_transformers_loss(model: Any) -> None:
     assert found.per_token == pytest.approx(sum(expected) / sum(row.trained for row in rows()), rel=1e-5)
 
 
-def test_long_rows_are_normalised_in_chunks(model: Any) -> None:
+def test_long_rows_are_read_once_and_scored_in_chunks(model: Any) -> None:
     ids = tuple(i * 7 % VOCABULARY for i in range(500))
     (row,) = [Row(ids, ids, "long:1")]
-    assert torch_likelihood(model, [row]).total == pytest.approx(loss_of_transformers(model, row), rel=1e-5)
+    expected = loss_of_transformers(model, row)
+    scored: list[int] = []
+    layers: list[int] = []
+    hooks = [
+        model.get_output_embeddings().register_forward_hook(lambda *seen: scored.append(seen[2].shape[1])),
+        model.model.layers[0].register_forward_hook(lambda *_: layers.append(1)),
+    ]
+    forward = model.model.forward
+    assert torch_likelihood(model, [row]).total == pytest.approx(expected, rel=1e-5)
+    for hook in hooks:
+        hook.remove()
+    assert scored == [CHUNK, 499 - CHUNK]
+    assert layers == [1]
+    assert model.model.forward == forward
 
 
 def test_an_indifferent_model_scores_the_logarithm_of_its_vocabulary(model: Any) -> None:

@@ -216,14 +216,19 @@ def require_fit(prepared: Prepared) -> tuple[Memory, int]:
     )
 
 
+def short(memory: Memory) -> bool:
+    """Whether what freed memory may take besides (`ROOM`) is not there."""
+    return bool(memory.free) and ROOM * memory.total > memory.free
+
+
 def keep_close(memory: Memory, device: Device) -> bool:
     """Where memory is short, have freed memory given back at once, so that the peak is the estimate; True if so.
 
     By default glibc keeps freed blocks of up to 32 MB, tensors among them, for later ones, which may double the peak.
     Mapping each block of a megabyte or more by itself, and so giving it back, took a 100 M model on
-    a CPU from 2.5 to 1.2 GB, and from 36 to 45 s.
+    a CPU from 2.5 to 1.2 GB, and from 57 to 74 seconds of processor time; blocks of 8 MB or more only, to 2.2 GB.
     """
-    if device.kind != "cpu" or not memory.free or ROOM * memory.total <= memory.free:
+    if device.kind != "cpu" or not short(memory):
         return False
     if not sys.platform.startswith("linux"):
         return False

@@ -15,7 +15,7 @@ from ftllm.runs import library_versions
 from ftllm.train import base, checkpoints
 from ftllm.train.config import TrainConfig, to_yaml
 from ftllm.train.corpus import load_corpus
-from ftllm.train.memory import Memory, require_fit
+from ftllm.train.memory import ROOM, Memory, require_fit, short
 from ftllm.train.prepare import Clock, Prepared, prepare, warnings_of
 from ftllm.visible import visible
 
@@ -118,6 +118,9 @@ def _show(prepared: Prepared, needed: Needs, console: Console) -> None:
     }
     listed = ", ".join(f"{name} {amount / 2**20:.0f}" for name, amount in parts.items() if amount)
     line("memory", f"about {memory.total / 2**20:.0f} MiB ({listed}) of {memory.free / 2**20:.0f} free")
+    if device.kind == "cpu" and not short(memory):
+        kept = f"up to {ROOM * memory.total / 2**20:.0f} MiB may be in use"
+        line("", f"freed memory is kept for speed where there is plenty: {kept}")
     line("disk", f"up to {needed.disk / 2**20:.0f} MiB of {needed.disk_free / 2**20:.0f} free, for checkpoints mostly")
     for warning in warnings_of(prepared):
         console.print(Text("warning   ", style="yellow") + Text(warning))

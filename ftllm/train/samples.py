@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ftllm.conversations import Conversation
+from ftllm.errors import UserError
 from ftllm.files import write_json
 from ftllm.render import prompt_ids
 from ftllm.runs import Run
@@ -46,15 +47,18 @@ def choose(
 ) -> list[Prompt]:
     """`count` prompts from all over the held-out conversations, else from all over the training data.
 
-    Those whose prompt is longer than `max_length` tokens are passed over.
+    Those whose prompt is longer than `max_length` tokens are passed over, and those that cannot be trained on either.
     """
     found: list[Prompt] = []
     conversations = held_out or training
     for index in _spread(len(conversations)) if count else ():
         conversation = conversations[index]
-        last = max(i for i, message in enumerate(conversation.messages) if message.role == "assistant")
+        last = max((i for i, message in enumerate(conversation.messages) if message.role == "assistant"), default=0)
         messages = tuple({"role": m.role, "content": m.content} for m in conversation.messages[:last])
-        ids = prompt_ids(messages, vocabulary) if messages else []
+        try:
+            ids = prompt_ids(messages, vocabulary) if messages else []
+        except UserError:  # the template refuses the turns
+            continue
         if 0 < len(ids) <= max_length:
             expected = conversation.messages[last].content
             found.append(Prompt(conversation.source, bool(held_out), messages, expected, tuple(ids)))

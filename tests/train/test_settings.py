@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 from ftllm.errors import UserError
-from ftllm.train.config import PRESETS, TrainConfig, keys, rebased, resolve, to_yaml
+from ftllm.train.config import PRESETS, keys, rebased, resolve, to_yaml
 from ftllm.train.settings import Setting, Settings, nearest, read_assignment, read_yaml
 
 
@@ -192,15 +191,3 @@ def test_paths_are_relative_to_the_file_that_gives_them(tmp_path: Path) -> None:
     assert config.eval == str(tmp_path / "held.jsonl")
     kept = resolve([rebased(settings(model="org/name@main", data="x.jsonl", eval="5%"), tmp_path)])
     assert (kept.model, kept.eval) == ("org/name@main", "5%")
-
-
-def test_every_key_is_read_by_something() -> None:
-    """Each key appears as an attribute somewhere in the code that trains, beyond its own definition."""
-    room = Path(__file__).parents[2] / "ftllm" / "train"
-    definition = (room / "config.py").read_text()
-    uses = definition[definition.index("def settings") : definition.index("class TrainConfig")]
-    uses += "".join(path.read_text() for path in room.glob("*.py") if path.name != "config.py")
-    for key in keys(TrainConfig):
-        parent, _, leaf = key.rpartition(".")
-        owner = rf"config\.{parent}\." if parent else r"config\."
-        assert re.search(rf"\b({owner}|self\.){leaf}\b", uses), key

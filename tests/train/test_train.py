@@ -126,19 +126,14 @@ def test_same_seed_same_bytes_and_another_seed_others(trained: Trainer) -> None:
 
 
 def test_what_changes_the_training_changes_the_adapter(trained: Trainer) -> None:
+    """What is only handed to TRL and PEFT does reach the weights; test_every_key.py looks at every key."""
     changes: list[dict[str, Any]] = [
         {},
         {"preset": "sft"},
-        {"preset": "seed"},
-        {"noise__clean_share": 0.9},
         {"noise__neftune_alpha": 5.0},
         {"lora__dropout": 0.2},
         {"lora__rslora": True},
-        {"lora__targets": ["mlp"]},
-        {"weight_decay": 0.5},
-        {"schedule": "linear"},
         {"max_grad_norm": 0.1},
-        {"precision": "bfloat16"},
     ]
     hashes = [adapter_hashes(trained(f"r{i}", max_steps=5, **change).run)["adapter_model.safetensors"]
               for i, change in enumerate(changes)]  # fmt: skip
