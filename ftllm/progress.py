@@ -19,6 +19,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import DownloadColumn as BytesColumn
 
+BETWEEN_LINES = 10.0  # seconds, where there is no bar
+
 
 @dataclass
 class Reporter:
@@ -121,3 +123,9 @@ class Task:
     def advance(self, amount: float = 1, note: str = "", **fields: Any) -> None:
         """Move on by `amount` units."""
         self.update(self.completed + amount, note, **fields)
+
+
+def minutes(seconds: float) -> str:
+    """`3:05`, or `1:03:05` beyond an hour."""
+    hours, rest = divmod(int(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"

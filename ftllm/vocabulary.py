@@ -6,8 +6,9 @@ A GGUF is one too (`ftllm.llama.model.Model`), so that training, evaluation and 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,6 +43,7 @@ END_OF_GENERATION = frozenset(
     }
 )
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
+REMEMBERED = 8  # texts, about as many as a row is rendered from
 TOKENIZER_PATTERNS = ("*.json", "*.jinja", "*.model", "*.txt")  # what to fetch of a repository to read its tokenizer
 
 
@@ -88,7 +90,16 @@ class DirectoryVocabulary:
     end_ids: frozenset[int]
 
     def encode(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+        return list(self._ids(text))
+
+    @cached_property
+    def _ids(self) -> Callable[[str], Sequence[int]]:
+        """`encode`, which rendering asks the same of several times over; of a fast tokenizer, its core itself."""
+        tokenizer = self.tokenizer
+        if not tokenizer.is_fast:
+            return lru_cache(REMEMBERED)(partial(tokenizer.encode, add_special_tokens=False))
+        core = tokenizer.backend_tokenizer
+        return lru_cache(REMEMBERED)(lambda text: core.encode(text, add_special_tokens=False).ids)
 
     def is_eog(self, token: int) -> bool:
         return token in self.end_ids

@@ -4,36 +4,32 @@ from __future__ import annotations
 
 import pytest
 from real_tokenizers import FAMILIES, source_files, tokenizer_files
+from real_tokenizers import vocabulary as real
 
 
 @pytest.mark.parametrize("family", ["llama3", "qwen2", "gemma4"])
 def test_ids_are_those_of_the_published_tokenizer(family: str) -> None:
-    from transformers import AutoTokenizer
-
     stem = source_files() / f"ggml-vocab-{FAMILIES[family].vocabulary}.gguf"
     texts = stem.with_name(stem.name + ".inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")
     lines = stem.with_name(stem.name + ".out").read_text(encoding="utf-8").splitlines()
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_files(family))
+    vocabulary = real(family)
     assert len(texts) > 40
     for text, line in zip(texts, lines, strict=False):
-        assert tokenizer.encode(text, add_special_tokens=False) == [int(token) for token in line.split()], text
+        ids = [int(token) for token in line.split()]
+        assert vocabulary.encode(text) == vocabulary.tokenizer.encode(text, add_special_tokens=False) == ids, text
 
 
 def test_mistral_splits_as_sentencepiece_does() -> None:
     from sentencepiece import SentencePieceProcessor
-    from transformers import AutoTokenizer
 
-    place = tokenizer_files("mistral")
-    pieces = SentencePieceProcessor(model_file=str(place / "tokenizer.model"))
-    tokenizer = AutoTokenizer.from_pretrained(place)
+    pieces = SentencePieceProcessor(model_file=str(tokenizer_files("mistral") / "tokenizer.model"))
+    tokenizer = real("mistral").tokenizer
     for text in ("Hello", "Grüße,  你好 🙂\n\n\tx = 12345", "a\r\nb", "return  x**2"):
-        assert tokenizer.encode(text, add_special_tokens=False) == pieces.encode(text)
+        assert real("mistral").encode(text) == tokenizer.encode(text, add_special_tokens=False) == pieces.encode(text)
     assert tokenizer.encode("x")[0] == tokenizer.bos_token_id == 1
 
 
 def test_qwen3_has_its_own_added_tokens() -> None:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_files("qwen3"))
+    tokenizer = real("qwen3").tokenizer
     assert tokenizer.encode("<think>x</think>") == [151667, 87, 151668]
     assert tokenizer.convert_tokens_to_ids("<|file_sep|>") == 151664

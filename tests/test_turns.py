@@ -12,14 +12,15 @@ from dataclasses import dataclass, field
 from functools import cache
 
 import pytest
-from real_tokenizers import source_files, tokenizer_files
+from real_tokenizers import source_files
+from real_tokenizers import vocabulary as real
 
 from ftllm.conversations import Conversation, Message
 from ftllm.errors import UserError
 from ftllm.render import IGNORED, Row, prompt_ids, render
 from ftllm.templates import THINKING
 from ftllm.thoughts import opens_thought, split, tags_of
-from ftllm.vocabulary import END_OF_GENERATION, DirectoryVocabulary, from_directory
+from ftllm.vocabulary import END_OF_GENERATION
 
 FIRST, SECOND = "<think>\nalpha beta\n</think>\n\ngamma", "<think>\ndelta\n</think>\n\nepsilon"
 
@@ -31,11 +32,6 @@ def chat(*turns: str) -> Conversation:
 
 PLAIN = chat("one", "gamma", "two", "epsilon")
 THOUGHTFUL = chat("one", FIRST, "two", SECOND)
-
-
-@cache
-def real(family: str) -> DirectoryVocabulary:
-    return from_directory(tokenizer_files(family))
 
 
 def spans(row: Row, text: Callable[[list[int]], str]) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from ftllm.conversations import Conversation
 from ftllm.data import sources
 from ftllm.data.lines import Fault, stop
 from ftllm.errors import UserError
+from ftllm.progress import BETWEEN_LINES
 from ftllm.train.config import TrainConfig, share_of
 
 Say = Callable[[str], None]
@@ -76,8 +78,12 @@ class _Reading:
             self.notes.append(f"{source.text}: the split {found.split} is read; not of it: {listed}")
         conversations: list[Conversation] = []
         for file in found.files:
-            read, facts = sources.load_file(file, self.fault)
-            conversations += read
+            facts, said = sources.FileFacts(), time.monotonic()
+            for conversation in sources.read_conversations(file, facts, self.fault):
+                conversations.append(conversation)
+                if time.monotonic() - said >= BETWEEN_LINES:
+                    said = time.monotonic()
+                    self.say(f"read {facts.rows} conversations of {file.label}")
             self.files.append(sources.record(file, facts, use))
         return conversations, source.weight
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ftllm.progress import Reporter, Task
+from ftllm.progress import BETWEEN_LINES, Reporter, Task, minutes
 from ftllm.runs import Run
 from ftllm.train import backend
 from ftllm.train.metrics import Metrics
 from ftllm.train.prepare import Prepared, warnings_of
 
 FIRST_ESTIMATE = 10  # steps after which the whole time is estimated
-BETWEEN_LINES = 10.0  # seconds, where there is no bar
 
 
 def announce(run: Run, prepared: Prepared, manifest: dict[str, Any], step: int, reporter: Reporter) -> None:
@@ -104,9 +103,3 @@ class Display:
                 f"at {pace:.2f} s a step, the {self.steps - reading['step']} steps left take {minutes(left)}"
             )
         return round(left, 1)
-
-
-def minutes(seconds: float) -> str:
-    """`3:05`, or `1:03:05` beyond an hour."""
-    hours, rest = divmod(int(seconds), 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"

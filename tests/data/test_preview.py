@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from real_tokenizers import tokenizer_files
+from real_tokenizers import vocabulary as real
 from rich.console import Console
 
 from ftllm.conversations import Conversation, Message
@@ -62,7 +62,7 @@ def test_pieces_are_the_row_token_by_token(nano: DirectoryVocabulary) -> None:
 
 
 def test_pieces_of_a_byte_level_tokenizer() -> None:
-    vocabulary = from_directory(tokenizer_files("qwen3"))
+    vocabulary = real("qwen3")
     content = "Grüße 世界𠮷 and 🙂 12"
     row = render(Conversation((Message("user", "a"), Message("assistant", content)), "x:1"), vocabulary)[0]
     found = list(pieces(row, vocabulary.tokenizer))
