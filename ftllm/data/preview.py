@@ -24,6 +24,7 @@ from ftllm.vocabulary import DirectoryVocabulary
 LEGEND = "red: moved by the noise; green: trained; dim: read, not trained"
 PLAIN_LEGEND = "{moved by the noise}; tokens are cut by |, trained ones stand in [[ ]]"
 CONTEXT = 4  # pieces before one, which some tokenizers need to know its text
+HEAD, TAIL = 400, 200  # pieces shown of a longer row
 MOST_BYTES = 4  # of a character in UTF-8
 
 
@@ -186,6 +187,10 @@ def _mask(shown: Sequence[Piece], *, plain: bool) -> Text:
     text = Text().append("  tokens  ", style="dim")
     before = False
     for index, piece in enumerate(shown):
+        if HEAD <= index < len(shown) - TAIL:
+            if index == HEAD:
+                text.append(f" ... {len(shown) - HEAD - TAIL} more ... ", style="dim italic")
+            continue
         if plain and piece.trained != before:
             text.append("]]" if before else "[[")
         elif index:

@@ -11,16 +11,17 @@ WIDTH, HEIGHT = 760, 360
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 44, 44
 MOST_POINTS = 800  # more than the picture has pixels for
 
+# The paper is drawn, for many viewers know no background of an SVG and put it on their own.
 STYLE = """
-  svg { background: #fff; font: 12px system-ui, sans-serif; }
-  text { fill: #444; } .title { font-size: 14px; font-weight: 600; fill: #111; }
-  .grid { stroke: #ddd; } .axis { stroke: #888; }
-  .raw { stroke: #9bbcf0; } .smooth { stroke: #1f5fbf; } .held { stroke: #c2410c; } .dot { fill: #c2410c; }
+  svg { font: 12px system-ui, sans-serif; } .paper { fill: #ffffff; }
+  text { fill: #444444; } .title { font-size: 14px; font-weight: 600; fill: #111111; }
+  .grid { stroke: #dddddd; } .axis { stroke: #888888; }
+  .raw { stroke: #6a92d4; } .smooth { stroke: #1f5fbf; } .held { stroke: #c2410c; } .dot { fill: #c2410c; }
   .best { fill: none; stroke: #c2410c; }
   @media (prefers-color-scheme: dark) {
-    svg { background: #0d1117; } text { fill: #b8c0cc; } .title { fill: #eef2f7; }
+    .paper { fill: #0d1117; } text { fill: #b8c0cc; } .title { fill: #eef2f7; }
     .grid { stroke: #262c36; } .axis { stroke: #6b7480; }
-    .raw { stroke: #2f4b78; } .smooth { stroke: #6ea8ff; } .held { stroke: #ff9657; } .dot { fill: #ff9657; }
+    .raw { stroke: #4d76b8; } .smooth { stroke: #8fbdff; } .held { stroke: #ff9657; } .dot { fill: #ff9657; }
     .best { stroke: #ff9657; }
   }
 """
@@ -51,6 +52,7 @@ def curve(title: str, loss: Sequence[Point], smooth: Sequence[Point], held_out: 
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
         f'role="img" aria-label="{escape(title)}">',
         f"<style>{STYLE}</style>",
+        f'<rect class="paper" width="{WIDTH}" height="{HEIGHT}"/>',
         f'<text class="title" x="{LEFT}" y="20">{escape(title)}</text>',
     ]
     for value in up.ticks():

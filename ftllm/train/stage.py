@@ -211,6 +211,10 @@ def _work(run: Run, prepared: Prepared, record: dict[str, Any], reporter: Report
     except Exception as error:
         with suppress(OSError, UserError):  # must not hide the error that led here
             write(status="failed", error=f"{type(error).__name__}: {error}")
+        # A full disk, say: what is saved can be gone on with.
+        if processes.first and isinstance(error.__cause__, OSError):
+            with suppress(OSError, UserError):
+                say_how_to_go_on(run, reporter, processes)
         raise
     results |= {
         "steps": reached,

@@ -92,6 +92,17 @@ def test_what_moved_and_what_is_trained_is_marked(nano: DirectoryVocabulary) -> 
     assert "\x1b[2J" not in plain + coloured
 
 
+def test_the_middle_of_a_long_row_is_left_out(nano: DirectoryVocabulary) -> None:
+    long = Conversation((Message("user", "a"), Message("assistant", "x7 " * 3000)), "d.jsonl:1")
+    row = render(long, nano)[0]
+    text = shown(Example(long, Noised(long, ((), ()), 0), (row,)), nano, colour=False)
+    found = len(list(pieces(row, nano.tokenizer)))
+    assert f" ... {found - 600} more ... " in text
+    assert text.count("|") < 610
+    assert f"  {row.trained} of {len(row.input_ids)} tokens trained" in text
+    assert text.rstrip().splitlines()[-2].endswith("<end_of_turn>]]\\n")
+
+
 def test_a_refused_row_says_why(tmp_path: Path, nano: DirectoryVocabulary) -> None:
     path = tmp_path / "d.jsonl"
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "<think>b"}]

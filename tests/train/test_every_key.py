@@ -115,13 +115,15 @@ def rows(config: TrainConfig, place: Place) -> Any:
 def trainer(config: TrainConfig, place: Place) -> Any:
     """What TRL and PEFT are given."""
     from ftllm.train import trainer as training
+    from ftllm.train.table import Table
 
     found = base.find(config.model)
     prepared = prepare(config, found, load_corpus(config), Reporter(quiet=True), Clock())
     shaped = config.model_copy(update={"lora": prepared.lora})
     model = backend.load(prepared.backend, found, shaped, prepared.device)
-    table = training.Table(prepared.rows, prepared.plan)
-    watcher = training.Watcher(table, None, None, place.directory, lambda _: None, lambda: False)  # type: ignore[arg-type]
+    table = Table(prepared.rows, prepared.plan, config.seed)
+    show = (lambda _: None, lambda: False)
+    watcher = training.Watcher(table, None, None, place.directory, *show, prepared.processes)  # type: ignore[arg-type]
     made = training.make(model, prepared, table, watcher, place.directory / "checkpoints")
     shape = {name: str(value) for name, value in asdict(model.peft_config["default"]).items()}
     return made.args.to_dict(), shape | {"target_modules": sorted(model.peft_config["default"].target_modules)}

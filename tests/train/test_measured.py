@@ -19,7 +19,7 @@ from ftllm.train.corpus import load_corpus
 from ftllm.train.data import Rows
 from ftllm.train.interrupt import Interrupted
 from ftllm.train.metrics import read
-from ftllm.train.plot import curve
+from ftllm.train.plot import STYLE, curve
 from ftllm.train.report import _fenced
 from ftllm.train.settings import read_yaml
 from ftllm.train.stage import resume
@@ -129,3 +129,29 @@ def test_answers_cannot_break_out_of_the_report() -> None:
     lines = list(_fenced(text))
     assert lines[0] == lines[-1] == "`````"
     assert not re.search("`{5}", text)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_plot_can_be_read_on_light_and_dark_pages(dark: bool) -> None:
+    """Contrasts as WCAG 2 defines and asks for: 4.5 of text, 3 of lines; on paper that is drawn, whatever is below."""
+    light_style, _, dark_style = STYLE.partition("@media (prefers-color-scheme: dark)")
+    colours = dict(re.findall(r"\.?(\w+) \{[^}]*?(?:fill|stroke): (#\w{6})", light_style))
+    if dark:
+        colours |= dict(re.findall(r"\.?(\w+) \{[^}]*?(?:fill|stroke): (#\w{6})", dark_style))
+
+    def luminance(colour: str) -> float:
+        parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+        linear = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+        return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    def contrast(name: str, other: str) -> float:
+        low, high = sorted((luminance(colours[name]), luminance(colours[other])))
+        return (high + 0.05) / (low + 0.05)
+
+    assert contrast("paper", "paper") == 1
+    assert all(contrast(name, "paper") >= 4.5 for name in ("text", "title"))
+    assert all(contrast(name, "paper") >= 3 for name in ("raw", "smooth", "held", "dot", "best"))
+    assert contrast("raw", "smooth") > 1.4
+    picture = ElementTree.fromstring(curve("a", [(1, 2.0), (2, 1.0)], [], []))
+    paper = next(part for part in picture if part.get("class") == "paper")
+    assert (paper.get("width"), paper.get("height")) == (picture.get("width"), picture.get("height"))

@@ -230,6 +230,34 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(trained: Traine
     assert not list(run.path.glob("*.partial"))
 
 
+class Filled(Reporter):
+    """Has no file grow beyond 16 kB from step 5 on: the checkpoint of step 6 does not fit."""
+
+    def event(self, event: str, **fields: Any) -> None:
+        if event == "progress" and fields.get("task") == "training" and fields["completed"] == 5:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (16 * 1024, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def test_a_disk_that_fills_leaves_the_last_checkpoint(trained: Trainer) -> None:
+    from rich.console import Console
+
+    limits, output = resource.getrlimit(resource.RLIMIT_FSIZE), io.StringIO()
+    try:
+        with pytest.raises(WorkError, match=r"no space left while writing .*checkpoint-6"):
+            trained("full", Filled(console=Console(file=output, width=200)), save_steps=3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    run = Run(trained.runs / "full")
+    assert [path.name for path in run.checkpoints.iterdir()] == ["checkpoint-3"]
+    said = output.getvalue().splitlines()[-1]
+    assert (
+        said
+        == f"a checkpoint of step 3 is saved; go on with: ftllm train --resume --name full --runs {run.path.parent}"
+    )
+    whole = trained("whole")
+    assert adapter_hashes(resume(run, Reporter(quiet=True)).run) == adapter_hashes(whole.run)
+
+
 def test_a_loss_that_is_no_number_stops_the_run(trained: Trainer) -> None:
     with pytest.raises(WorkError, match="the loss became"):
         trained("nan", learning_rate=1e30, max_grad_norm=0, warmup_steps=0)
