@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -123,6 +123,34 @@ class Task:
     def advance(self, amount: float = 1, note: str = "", **fields: Any) -> None:
         """Move on by `amount` units."""
         self.update(self.completed + amount, note, **fields)
+
+
+def paced(task: Task, done: str) -> Callable[[int], None]:
+    """What quick work calls with how much of it is done: moves the bar once a second, at the end too.
+
+    Where there is no bar it says every ten seconds how far the work is.
+
+    Args:
+        task: the work.
+        done: what has happened to its units, as a participle.
+    """
+    began = moved = said = time.monotonic()
+
+    def advance(completed: int) -> None:
+        nonlocal moved, said
+        now = time.monotonic()
+        if completed == task.total or now - moved >= 1:
+            moved = now
+            task.update(completed)
+        if not task.reporter.live and now - said >= BETWEEN_LINES and completed != task.total:
+            said = now
+            if task.total:
+                left = minutes((now - began) / completed * (task.total - completed))
+                task.reporter.say(f"{done} {completed} of {task.total:.0f} {task.unit}, {left} left")
+            else:
+                task.reporter.say(f"{done} {completed} {task.unit}")
+
+    return advance
 
 
 def minutes(seconds: float) -> str:

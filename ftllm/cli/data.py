@@ -100,6 +100,7 @@ def _check(
     places: list[str], model: str | None, max_length: int, reporter: Reporter, *, offline: bool, json_output: bool
 ) -> None:
     from ftllm.data.check import check
+    from ftllm.progress import paced
 
     vocabulary = _vocabulary(model, offline=offline) if model else None
     with reporter.task("checking", None, "rows") as task:
@@ -109,7 +110,7 @@ def _check(
             max_length=max_length,
             offline=offline,
             say=reporter.say,
-            advance=lambda done: task.update(done) if done % 100 == 0 else None,
+            advance=paced(task, "checked"),
         )
     if json_output:
         print(json.dumps(checked.as_json(), ensure_ascii=False))

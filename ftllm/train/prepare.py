@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ftllm.data.shapes import respelling
-from ftllm.progress import BETWEEN_LINES, Reporter, Task, minutes
+from ftllm.progress import Reporter, paced
 from ftllm.render import Row
 from ftllm.train import backend as backends
 from ftllm.train import lineage
@@ -115,7 +115,7 @@ def prepare(config: TrainConfig, found: Base, corpus: Corpus, reporter: Reporter
         vocabulary = _quiet_vocabulary(found.path)
     rows = Rows(config, corpus, vocabulary)
     with clock.part("rows"), reporter.task("rendering", len(corpus.training), "conversations") as task:
-        plan = rows.plan(advance=_every(task, len(corpus.training), reporter))
+        plan = rows.plan(advance=paced(task, "rendered"))
         held_out = rows.held_out()
     return Prepared(config, found, corpus, rows, plan, held_out, vocabulary, chosen, reason, device, parent, here())
 
@@ -128,24 +128,6 @@ def _quiet_vocabulary(path: Path) -> DirectoryVocabulary:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     return from_directory(path)
-
-
-def _every(task: Task, total: int, reporter: Reporter) -> Callable[[int], None]:
-    """Move a bar once a second; where there is none, say every ten seconds how far it is."""
-    began = moved = said = time.monotonic()
-
-    def advance(done: int) -> None:
-        nonlocal moved, said
-        now = time.monotonic()
-        if done == total or now - moved >= 1:
-            moved = now
-            task.update(done)
-        if done < total and now - said >= BETWEEN_LINES and not reporter.live:
-            said = now
-            left = minutes((now - began) / done * (total - done))
-            reporter.say(f"rendered {done} of {total} conversations, {left} left")
-
-    return advance
 
 
 def warnings_of(prepared: Prepared) -> list[str]:
