@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ftllm.conversations import Conversation
 from ftllm.errors import UserError
@@ -12,6 +12,7 @@ from ftllm.noise import Noised, NoiseSettings, noised
 from ftllm.render import IGNORED, Loss, Row, render
 from ftllm.train.config import TrainConfig
 from ftllm.train.corpus import Corpus, Numbered, Refused
+from ftllm.train.spread import spread
 from ftllm.vocabulary import DirectoryVocabulary
 
 
@@ -65,6 +66,22 @@ class Plan:
         return self.moved / self.units_of_text if self.units_of_text else 0.0
 
 
+class _Look(NamedTuple):
+    """What the rows of a conversation are like.
+
+    Attributes:
+        rows: of each the tokens it keeps, those beyond `max_length`, and those that bear loss.
+        moved: places of user text that hold another unit than in the data.
+        units: how many such places there are.
+        refusal: why it renders to no row.
+    """
+
+    rows: tuple[tuple[int, int, int], ...]
+    moved: int
+    units: int
+    refusal: str | None
+
+
 class Rows:
     """The training rows of any epoch: a pure function of (seed, epoch, row).
 
@@ -98,14 +115,16 @@ class Rows:
             cut=self.vocabulary.spans,
         )
 
-    def plan(self, advance: Callable[[int], None] | None = None) -> Plan:
+    def plan(self, advance: Callable[[int], None] | None = None, processes: int = 1) -> Plan:
         """Render the first epoch, and count.
 
         Args:
             advance: called with the number of conversations rendered so far.
+            processes: how many may work on it at once.
 
         Raises:
             UserError: a row cannot be rendered, or no row is left.
+            WorkError: a process was killed.
         """
         units: list[Unit] = []
         dropped: list[tuple[str, int]] = []
@@ -114,25 +133,29 @@ class Rows:
         refused = list(self.corpus.refused)
         lengths: list[int] = []
         trained = moved = pieces = 0
-        for done, item in enumerate(self.corpus.training, 1):
-            after = self.noised(item, 0)
+        training = self.corpus.training
+        for done, (item, look) in enumerate(
+            zip(training, spread(self._look, len(training), processes), strict=True), 1
+        ):
+            source = item.conversation.source
+            if look.refusal is not None:
+                refused.append(Refused(source, look.refusal))
             kept = 0
-            for part, row in enumerate(self._rendered(after.conversation, self.config.loss, refused)):
-                row = self._shortened(row)
-                if row.cut and self.config.too_long == "drop":
-                    dropped.append((row.source, len(row.input_ids) + row.cut))
-                elif not row.trained:
-                    masked.append(row.source)
+            for part, (tokens, beyond, bearing) in enumerate(look.rows):
+                if beyond and self.config.too_long == "drop":
+                    dropped.append((source, tokens + beyond))
+                elif not bearing:
+                    masked.append(source)
                 else:
-                    if row.cut:
-                        cut.append((row.source, len(row.input_ids) + row.cut))
+                    if beyond:
+                        cut.append((source, tokens + beyond))
                     units.append(Unit(item, part))
-                    lengths.append(len(row.input_ids))
-                    trained += row.trained
+                    lengths.append(tokens)
+                    trained += bearing
                     kept += 1
             if kept:
-                moved += after.moved
-                pieces += after.units
+                moved += look.moved
+                pieces += look.units
             if advance is not None:
                 advance(done)
         if not units:
@@ -141,6 +164,14 @@ class Rows:
             tuple(units), trained, tuple(lengths), tuple(dropped), tuple(cut), tuple(masked), tuple(refused), moved,
             pieces,
         )  # fmt: skip
+
+    def _look(self, number: int) -> _Look:
+        """What the first epoch's rows of one of the training conversations are like."""
+        after = self.noised(self.corpus.training[number], 0)
+        refused: list[Refused] = []
+        rows = map(self._shortened, self._rendered(after.conversation, self.config.loss, refused))
+        counts = tuple((len(row.input_ids), row.cut, row.trained) for row in rows)
+        return _Look(counts, after.moved, after.units, refused[0].reason if refused else None)
 
     def draw(self, unit: Unit, epoch: int) -> Row:
         """The row of `unit` in `epoch`.

@@ -20,6 +20,7 @@ from ftllm.train.config import LoraConfig, TrainConfig
 from ftllm.train.corpus import Corpus
 from ftllm.train.data import Plan, Rows
 from ftllm.train.processes import Processes, here
+from ftllm.train.spread import cores
 from ftllm.vocabulary import DirectoryVocabulary
 
 
@@ -113,11 +114,12 @@ def prepare(config: TrainConfig, found: Base, corpus: Corpus, reporter: Reporter
 
             unsloth.begin()
         vocabulary = _quiet_vocabulary(found.path)
-    rows = Rows(config, corpus, vocabulary)
+    rows, processes = Rows(config, corpus, vocabulary), here()
     with clock.part("rows"), reporter.task("rendering", len(corpus.training), "conversations") as task:
-        plan = rows.plan(advance=paced(task, "rendered"))
+        several = cores() if processes.count == 1 else 1  # a launcher has given the cores away
+        plan = rows.plan(advance=paced(task, "rendered"), processes=several)
         held_out = rows.held_out()
-    return Prepared(config, found, corpus, rows, plan, held_out, vocabulary, chosen, reason, device, parent, here())
+    return Prepared(config, found, corpus, rows, plan, held_out, vocabulary, chosen, reason, device, parent, processes)
 
 
 def _quiet_vocabulary(path: Path) -> DirectoryVocabulary:
