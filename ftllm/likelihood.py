@@ -70,7 +70,7 @@ def torch_likelihood(model: Any, rows: Sequence[Row], *, on_row: Callable[[int],
     model.eval()
     per_row: list[tuple[float, int]] = []
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # and no inference mode: weights that FSDP puts together in it could not be trained
             for number, row in enumerate(rows):
                 per_row.append(_row_nats(model, row, device, keeps))
                 if on_row is not None:

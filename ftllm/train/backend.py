@@ -15,6 +15,7 @@ from typing import Any, Literal
 from ftllm.errors import UserError
 from ftllm.train.base import Base
 from ftllm.train.config import TrainConfig
+from ftllm.train.processes import here
 
 BackendName = Literal["hf", "unsloth"]
 SMALL = 1_000_000_000  # weights; beyond, float32 would ask too much of a laptop's memory
@@ -52,6 +53,12 @@ def choose(config: TrainConfig) -> tuple[BackendName, str]:
         UserError: `unsloth` was asked for and is not installed.
     """
     installed = find_spec("unsloth") is not None
+    if here().sharded:
+        if config.backend == "unsloth":
+            raise UserError(
+                "unsloth keeps a model whole, and accelerate is set up to split it (FSDP)", "take DDP, or hf"
+            )
+        return "hf", "the model is split over processes (FSDP)"
     if config.backend == "unsloth" and not installed:
         raise UserError("unsloth is not installed", "pip install 'ftllm[gpu]', or take --backend hf")
     if config.backend != "auto":
@@ -107,11 +114,16 @@ def device(config: TrainConfig, parameters: int) -> Device:
     import torch
 
     kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    small = kind == "cuda" and find_spec("bitsandbytes") is not None
+    sharded = here().sharded
+    small = kind == "cuda" and find_spec("bitsandbytes") is not None and not sharded
     for asked, what in (
         (config.load_in_4bit is True, "load_in_4bit"),
         (config.optimizer == "adamw_8bit", "adamw_8bit"),
     ):
+        if asked and sharded:
+            raise UserError(
+                f"{what} cannot be split over processes by FSDP", "leave it at auto, or take DDP (torchrun)"
+            )
         if asked and not small:
             raise UserError(
                 f"{what} needs a CUDA GPU and bitsandbytes", "leave it at auto, or pip install 'ftllm[gpu]'"
@@ -154,7 +166,7 @@ def _load_hf(base: Base, config: TrainConfig, device: Device) -> Any:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=device.precision,
         )
-        options["device_map"] = {"": 0}
+        options["device_map"] = {"": here().local_rank}
     try:
         model = AutoModelForCausalLM.from_pretrained(str(base.path), **options)
     except (ValueError, KeyError, OSError) as error:

@@ -22,11 +22,17 @@ from ftllm.train.settings import Setting, Settings, check_keys, nested
 Preset = Literal["ft", "seed", "sft"]
 Backend = Literal["auto", "unsloth", "hf"]
 Part = Literal["attention", "mlp"]
+Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 
 def _listed(value: Any) -> Any:
     """A single word where a list is expected is a list of one."""
     return [value] if isinstance(value, str | Path) else value
+
+
+def _trackers(value: Any) -> Any:
+    """As a list; `none` is an empty one."""
+    return [] if value in (None, "none") else _listed(value)
 
 
 def _numbers(value: Any) -> Any:
@@ -176,6 +182,11 @@ class TrainConfig(Group):
     )
     gradient_checkpointing: bool = Field(default=True, description="less memory for about a third more time")
     log_steps: int = Field(default=1, ge=1, description="steps between two lines of metrics.jsonl")
+    report_to: Annotated[tuple[Tracker, ...], BeforeValidator(_trackers)] = Field(
+        default=(),
+        description="tensorboard, wandb or trackio: where metrics go besides metrics.jsonl; [] is nowhere, and nothing "
+        "leaves this machine",
+    )
     save_steps: int = Field(default=100, ge=0, description="steps between two checkpoints; 0: only when interrupted")
 
     @field_validator("eval")

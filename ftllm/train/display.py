@@ -34,6 +34,8 @@ def announce(run: Run, prepared: Prepared, manifest: dict[str, Any], step: int, 
         )
     if plan.units_of_text:
         reporter.say(f"noise moves {plan.share_moved:.1%} of the user turns' {plan.units_of_text} units")
+    if config.report_to:
+        reporter.say(f"metrics go to {' and '.join(config.report_to)} too")
     for warning in warnings_of(prepared):
         reporter.warn(warning)
     if step:

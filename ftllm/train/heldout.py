@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ftllm.errors import WorkError
 from ftllm.likelihood import Likelihood, torch_likelihood
 from ftllm.render import Row
-from ftllm.train import checkpoints
 from ftllm.train.processes import Processes
 
 
@@ -38,19 +36,22 @@ class HeldOut:
         return bool(self.rows) and (step % self.every == 0 or step >= steps)
 
     def likelihood(self, model: Any, processes: Processes) -> Likelihood:
-        """The likelihood of the rows now; each of several processes measures its share of them.
+        """The likelihood of the rows now.
+
+        Each of several processes measures its share of them; but all measure all where they need each other for it.
 
         Raises:
             WorkError: it is no number.
         """
 
-        rows = self.rows[processes.rank :: processes.count]
+        sharers = 1 if processes.sharded else processes.count
+        rows = self.rows[processes.rank % sharers :: sharers]
 
         def measured(index: int) -> None:
             self.note(f"measuring held-out rows {index + 1}/{len(rows)}")
 
         shares = processes.gathered(torch_likelihood(model, rows, on_row=measured).per_row)
-        per_row = [shares[i % processes.count][i // processes.count] for i in range(len(self.rows))]
+        per_row = [shares[i % sharers][i // sharers] for i in range(len(self.rows))]
         found = Likelihood.of_rows(per_row)
         if not math.isfinite(found.per_token):
             raise WorkError(
@@ -58,8 +59,3 @@ class HeldOut:
                 "lower learning_rate, or set precision to float32",
             )
         return found
-
-    def keep(self, root: Path, step: int, fill: Callable[[Path], None]) -> None:
-        """Set the adapter of `step` aside as the best so far, where that is asked for."""
-        if self.keeps_best:
-            checkpoints.save_best(root, step, fill)

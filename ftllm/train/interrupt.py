@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from ftllm.progress import Reporter
 from ftllm.runs import Run
 from ftllm.train import checkpoints
-from ftllm.train.processes import Processes, how_to_go_on
+from ftllm.train.processes import Processes, gone, how_to_go_on, speaks_for_all
+
+PATIENCE = 20.0  # seconds; the launcher kills after 30
 
 
 class Interrupted(KeyboardInterrupt):
@@ -19,7 +23,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextmanager
-def stopping(reporter: Reporter, processes: Processes) -> Iterator[Callable[[], bool]]:
+def stopping(reporter: Reporter, run: Run, processes: Processes) -> Iterator[Callable[[], bool]]:
     """Yield a function that says whether Ctrl-C or SIGTERM asked to stop.
 
     A second one stops at once; but not one of several processes, to which the launcher passes a terminal's Ctrl-C on
@@ -43,7 +47,8 @@ def stopping(reporter: Reporter, processes: Processes) -> Iterator[Callable[[], 
         return
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(asked)
+        with _leaving(run, processes) if processes.count > 1 else nullcontext():
+            yield lambda: bool(asked)
     except Exception:
         if processes.count > 1:  # the launcher may be about to end this one too, which still has something to say
             before[signal.SIGTERM] = signal.SIG_IGN
@@ -51,6 +56,38 @@ def stopping(reporter: Reporter, processes: Processes) -> Iterator[Callable[[], 
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _leaving(run: Run, processes: Processes) -> Iterator[None]:
+    """While inside, a SIGTERM that does not lead out of here in time ends this process with one line.
+
+    It then waits, inside a library, for a process that is gone or stuck, which NCCL never notices and gloo not always.
+    Another thread sees to it, since the main one may not come back from there to handle a signal.
+    """
+    left = threading.Event()
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while number := os.read(reading, 1):
+            if number[0] == signal.SIGTERM and not left.wait(PATIENCE):
+                if speaks_for_all(run):
+                    error = gone(run, processes)
+                    print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr, flush=True)
+                os._exit(1)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        left.set()
+        signal.set_wakeup_fd(before)
+        os.close(writing)
+        thread.join()
+        os.close(reading)
 
 
 def say_how_to_go_on(run: Run, reporter: Reporter, processes: Processes) -> None:

@@ -26,6 +26,7 @@ from ftllm.train import adapter
 from ftllm.train.backend import LAYER, part_of
 from ftllm.train.base import Base
 from ftllm.train.config import LoraConfig, TrainConfig
+from ftllm.train.processes import here
 from ftllm.train.settings import Setting, Settings
 
 GIVEN_UP = "lora.{key} is {ours}, and {name}'s adapter, which this goes on with, has {theirs}"
@@ -132,6 +133,9 @@ def parent_of(config: TrainConfig, root: Path = runs.DEFAULT_RUNS) -> Parent | N
         raise UserError(
             "lora.dropout would drop from the merged adapter too, and from_adapter is merge", "set lora.dropout to 0"
         )
+    elif here().sharded:
+        message = "from_adapter: merge keeps a part of each tensor, which cannot be done where FSDP splits them"
+        raise UserError(message, "train with DDP (torchrun), or go on with the same adapter")
     return parent
 
 

@@ -83,7 +83,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Model:
-    """A base's share of the estimate: `weights` and `trainable` are numbers of parameters."""
+    """A base's share of the estimate: `weights` (held by this process) and `trainable` are numbers of parameters."""
 
     weights: int
     trainable: int
@@ -104,7 +104,8 @@ def model_of(prepared: Prepared) -> Model:
         targets = lora_targets(model, config.targets)
         model = get_peft_model(model, LoraConfig(r=config.rank, target_modules=targets, lora_dropout=config.dropout))
     trainable = sum(config.rank * (layer.inputs + layer.outputs) for layer in adapted)
-    return Model(prepared.base.parameters(), trainable, _kept(model, architecture.get_text_config()))
+    shares = prepared.processes.count if prepared.processes.sharded else 1
+    return Model(prepared.base.parameters() // shares, trainable, _kept(model, architecture.get_text_config()))
 
 
 def _kept(model: Any, text: Any, tokens: int = 131) -> Kept:
@@ -206,6 +207,8 @@ def require_fit(prepared: Prepared) -> tuple[Memory, int]:
         UserError: it does not; with the smallest change that would make it fit.
     """
     model, free = model_of(prepared), free_memory(prepared.device)
+    if prepared.device.kind == "cpu":
+        free //= prepared.processes.local_count
     memory = estimate(model, prepared.config, prepared.device, _tokens(prepared, prepared.config), free)
     if memory.fits:
         return memory, model.trainable

@@ -14,7 +14,7 @@ from ftllm.data.shapes import respelling
 from ftllm.progress import Reporter, paced
 from ftllm.render import Row
 from ftllm.train import backend as backends
-from ftllm.train import lineage
+from ftllm.train import lineage, trackers
 from ftllm.train.base import Base
 from ftllm.train.config import LoraConfig, TrainConfig
 from ftllm.train.corpus import Corpus
@@ -105,6 +105,7 @@ def prepare(config: TrainConfig, found: Base, corpus: Corpus, reporter: Reporter
         UserError: the parent cannot be gone on from, the backend is missing, the tokenizer or a row cannot be used, or
             no row is left.
     """
+    trackers.require(config.report_to)
     parent = lineage.parent_of(config)
     with clock.part("libraries"):
         chosen, reason = backends.choose(config)

@@ -51,10 +51,16 @@ class Processes:
         """Meet the others; before anything is said between them.
 
         Raises:
+            UserError: the model is to be split by FSDP 1, which cannot put an adapter together again.
             WorkError: they cannot be reached.
         """
         if self.count == 1:
             return
+        if self.sharded and os.environ.get("FSDP_VERSION", "1") != "2":
+            raise UserError(
+                "accelerate is set up for FSDP 1, and only FSDP 2 is supported",
+                "set fsdp_version: 2 in its configuration",
+            )
         import torch
         from accelerate import PartialState
 
@@ -149,9 +155,8 @@ def together(processes: Processes, run: Run) -> Iterator[None]:
         WorkError: another process is gone.
         SystemExit: it is, and another one says so.
     """
-    mark = run.path / LOST
     if processes.first:
-        mark.unlink(missing_ok=True)
+        (run.path / LOST).unlink(missing_ok=True)
     try:
         yield
     except Exception as error:
@@ -159,13 +164,25 @@ def together(processes: Processes, run: Run) -> Iterator[None]:
             raise
         # The launcher sends SIGTERM to all when one is gone; what is said must still be said.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        with suppress(OSError):
-            mark.open("x").close()
-            raise WorkError(
-                f"one of the {processes.count} processes of this training is gone, killed or out of memory",
-                f"what it said is above; go on from the last checkpoint with: {how_to_go_on(run, processes)}",
-            ) from error
+        if speaks_for_all(run):
+            raise gone(run, processes) from error
         raise SystemExit(1) from error
+
+
+def speaks_for_all(run: Run) -> bool:
+    """Whether this process is the first to notice that another is gone, and so the one to say it."""
+    with suppress(OSError):
+        (run.path / LOST).open("x").close()
+        return True
+    return False
+
+
+def gone(run: Run, processes: Processes) -> WorkError:
+    """What is said where another process is gone."""
+    return WorkError(
+        f"one of the {processes.count} processes of this training is gone, killed or out of memory",
+        f"what it said is above; go on from the last checkpoint with: {how_to_go_on(run, processes)}",
+    )
 
 
 def _lost(error: Exception) -> bool:

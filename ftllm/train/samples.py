@@ -14,6 +14,7 @@ from ftllm.files import write_json
 from ftllm.render import prompt_ids
 from ftllm.runs import Run
 from ftllm.train.prepare import Prepared
+from ftllm.train.processes import Processes
 from ftllm.vocabulary import DirectoryVocabulary
 
 MAX_SECONDS = 60.0  # for one answer, so that a big model on a slow machine does not hold its own training up
@@ -80,6 +81,7 @@ def answer(
     vocabulary: DirectoryVocabulary,
     max_tokens: int,
     advance: Callable[[int], None],
+    max_seconds: float | None = MAX_SECONDS,
 ) -> list[str]:
     """The model's greedy answers; an unfinished one ends in ` [...]`.
 
@@ -89,6 +91,7 @@ def answer(
         vocabulary: of the model.
         max_tokens: longest answer.
         advance: called with each prompt's index before it is answered.
+        max_seconds: longest time for one; None where several processes must end after the same token.
     """
     import torch
     from transformers import GenerationConfig
@@ -98,7 +101,7 @@ def answer(
     settings = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_tokens,
-        max_time=MAX_SECONDS,
+        max_time=max_seconds,
         eos_token_id=ends or None,
         pad_token_id=pad if pad is not None else ends[0] if ends else 0,
     )
@@ -110,10 +113,9 @@ def answer(
         for index, prompt in enumerate(prompts):
             advance(index)
             ids = torch.tensor([prompt.ids], device=device)
-            with torch.inference_mode():
-                output = model.generate(
-                    input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings, use_cache=True
-                )
+            output = model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings, use_cache=True
+            )
             answers.append(_text(output[0, ids.shape[1] :].tolist(), vocabulary))
     finally:
         model.train(was_training)
@@ -151,18 +153,22 @@ class Answers:
             {name: value for name, value in asdict(prompt).items() if name != "ids"} for prompt in self.prompts
         ]
 
-    def take(self, when: str, model: Any) -> None:
+    def take(self, when: str, model: Any, processes: Processes) -> None:
         """Let the model answer, and keep it as `before` or `after`; what was taken already stays.
+
+        Where the model is split over processes, all of them let it answer, and the first keeps it.
 
         Raises:
             WorkError: no space left.
         """
         if not self.prompts or all(when in sample for sample in self.samples):
             return
-        answers = answer(model, self.prompts, self.vocabulary, self.max_tokens, self._advance)
+        seconds = None if processes.sharded else MAX_SECONDS
+        answers = answer(model, self.prompts, self.vocabulary, self.max_tokens, self._advance, seconds)
         for sample, text in zip(self.samples, answers, strict=True):
             sample[when] = text
-        write_json(self.path, self.samples)
+        if processes.first:
+            write_json(self.path, self.samples)
 
     def _advance(self, index: int) -> None:
         self.note(f"answering prompt {index + 1}/{len(self.prompts)}")

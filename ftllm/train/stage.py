@@ -13,6 +13,7 @@ from typing import Any
 from ftllm.conversations import Conversation
 from ftllm.errors import UserError
 from ftllm.files import write_text
+from ftllm.hubfiles import is_offline
 from ftllm.progress import Reporter
 from ftllm.runs import DEFAULT_RUNS, LOCK, Run, create, environment, locked, now
 from ftllm.train import adapter, backend, base, checkpoints, lineage, manifest, report
@@ -28,6 +29,7 @@ from ftllm.train.prepare import Clock, Prepared, prepare
 from ftllm.train.processes import Processes, here, together
 from ftllm.train.samples import Answers
 from ftllm.train.settings import read_yaml
+from ftllm.train.trackers import tracking
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def train(
             prepared = prepare(config, found, corpus, reporter, clock)
             with clock.part("hashes"):
                 record = processes.told(lambda: manifest.first(run, prepared))
-            return _work(run, prepared, record, reporter, clock)
+            return _work(run, prepared, record, reporter, clock, offline=is_offline(offline))
     except BaseException:
         if processes.first and not run.manifest.exists():  # nothing was trained yet
             shutil.rmtree(run.path, ignore_errors=True)
@@ -119,7 +121,7 @@ def resume(run: Run, reporter: Reporter, *, offline: bool = False) -> TrainResul
         manifest.require_same("parent run", record.get("from"), prepared.parent.record() if prepared.parent else None)
         record.setdefault("resumed", []).append({"at": now(), **environment()})
         record.pop("error", None)
-        return _work(run, prepared, record | {"status": "running"}, reporter, clock)
+        return _work(run, prepared, record | {"status": "running"}, reporter, clock, offline=is_offline(offline))
 
 
 @contextmanager
@@ -130,7 +132,9 @@ def _held(run: Run, processes: Processes) -> Iterator[None]:
         yield
 
 
-def _work(run: Run, prepared: Prepared, record: dict[str, Any], reporter: Reporter, clock: Clock) -> TrainResult:
+def _work(
+    run: Run, prepared: Prepared, record: dict[str, Any], reporter: Reporter, clock: Clock, *, offline: bool
+) -> TrainResult:
     """Load, measure, train, measure, save; the manifest says at any moment how far it came."""
     with clock.part("libraries"):
         from ftllm.train import trainer as training
@@ -168,7 +172,18 @@ def _work(run: Run, prepared: Prepared, record: dict[str, Any], reporter: Report
     metrics = Metrics(run.metrics if processes.first else None, config.log_steps, state)
     results = record["results"]
     try:
-        with reporter.task("training", prepared.steps) as task, stopping(reporter, processes) as asked:
+        with (
+            tracking(
+                config.report_to if processes.first else (),
+                run,
+                record["config"],
+                checkpoint[0] if checkpoint else 0,
+                reporter,
+                offline=offline,
+            ) as track,
+            reporter.task("training", prepared.steps) as task,
+            stopping(reporter, run, processes) as asked,
+        ):
             held_out = HeldOut(
                 prepared.held_out,
                 config.eval_steps or prepared.steps_per_epoch,
@@ -176,18 +191,30 @@ def _work(run: Run, prepared: Prepared, record: dict[str, Any], reporter: Report
                 config.keep == "best",
                 task.remark,
             )
-            show = Display(reporter, task, metrics, prepared).show
+            display = Display(reporter, task, metrics, prepared)
+
+            def show(reading: dict[str, Any]) -> None:
+                display.show(reading)
+                track(reading)
+
             watcher = training.Watcher(table, metrics, held_out, run.checkpoints, show, asked, processes)
             trainer = training.make(model, prepared, table, watcher, run.checkpoints)
             trainer.add_callback(training.Keeper(kept))
             answers = Answers(run, prepared, task.remark)
-            with clock.part("eval"):
-                if held_out.rows and "eval_before" not in results:
-                    before = held_out.likelihood(model, processes)
-                    results |= {"eval_before": before.per_token, "eval_tokens": before.tokens}
-                    write()
-                if processes.first:
-                    answers.take("before", model)
+
+            def before() -> None:
+                with clock.part("eval"):
+                    if held_out.rows and "eval_before" not in results:
+                        found = held_out.likelihood(model, processes)
+                        results.update(eval_before=found.per_token, eval_tokens=found.tokens)
+                        write()
+                    if processes.first or processes.sharded:
+                        answers.take("before", model, processes)
+
+            if processes.sharded:  # it is split, and can run, when training begins
+                watcher.before = before
+            else:
+                before()
             with clock.part("train"):
                 reached = training.run(trainer, checkpoint, prepared.steps, config.patience)
             if reached < prepared.steps and not metrics.exhausted(config.patience):
@@ -195,14 +222,15 @@ def _work(run: Run, prepared: Prepared, record: dict[str, Any], reporter: Report
             last = best = metrics.measured[-1] if held_out.rows else None
             if held_out.rows and config.keep == "best":
                 best = metrics.best
-            if processes.first:
+            if processes.first or processes.sharded:
                 if last and best and best is not last:
                     training.go_back(trainer, checkpoints.best(run.checkpoints, best["step"]))
                 with clock.part("eval"):
-                    answers.take("after", model)
+                    answers.take("after", model, processes)
+        tensors = trainer.adapter_tensors()
         if processes.first:
             with clock.part("save"):
-                adapter.publish(run, model, prepared.base, record)
+                adapter.publish(run, model, prepared.base, record, tensors)
     except KeyboardInterrupt:
         write(status="interrupted")
         if processes.first:

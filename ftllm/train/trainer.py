@@ -12,14 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from torch.utils.data import SequentialSampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from ftllm.errors import WorkError
 from ftllm.files import write_json
-from ftllm.train import adapter, checkpoints
+from ftllm.train import adapter, checkpoints, sharding
 from ftllm.train.data import collate, keeps_rows_apart, pack
 from ftllm.train.head import install
 from ftllm.train.heldout import HeldOut
@@ -41,6 +43,9 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
         show: called with each step.
         stopping: whether to save a checkpoint and stop.
         processes: of which this is one.
+
+    Attributes:
+        before: called when the model is as it will be trained, before the first step.
     """
 
     def __init__(
@@ -60,6 +65,12 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
         self.show = show
         self.stopping = stopping
         self.processes = processes
+        self.before: Callable[[], None] = lambda: None
+
+    def on_train_begin(
+        self, _args: TrainingArguments, _state: TrainerState, _control: TrainerControl, **_kwargs: Any
+    ) -> None:
+        self.before()
 
     def on_epoch_begin(
         self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_kwargs: Any
@@ -100,8 +111,10 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
         due = self.held_out.due(step, state.max_steps)
         reading = self.metrics.add(step, state.epoch or 0.0, logs, last=last, measure=measure if due else None)
         best = self.metrics.best
-        if self.processes.first and due and best is not None and best["step"] == step:
-            self.held_out.keep(self.root, step, partial(adapter.save, model))
+        if due and best is not None and best["step"] == step and self.held_out.keeps_best:
+            tensors = sharding.adapter_of(model) if self.processes.sharded else None
+            if self.processes.first:
+                checkpoints.save_best(self.root, step, lambda place: adapter.save(model, place, tensors))
         self.show(reading)
         if self.metrics.exhausted(self.held_out.patience):
             control.should_training_stop = True
@@ -128,12 +141,18 @@ class FragmentedTrainer(SFTTrainer):  # type: ignore[misc]
     processes: Processes
 
     def _save_checkpoint(self, _model: Any, _trial: Any) -> None:
-        """Write a checkpoint, in the first process alone; the others send it the states of their generators."""
+        """Write a checkpoint, in the first process alone; the others send it what it needs of theirs."""
         generators = self.processes.gathered(self._generators())
+        tensors = self.adapter_tensors()
+        optimizer = sharding.optimizer_state(self.optimizer) if self.processes.sharded else None
 
         def fill(directory: Path) -> None:
-            adapter.save(self.model, directory)
-            self._save_optimizer_and_scheduler(str(directory))
+            adapter.save(self.model, directory, tensors)
+            if optimizer is None:
+                self._save_optimizer_and_scheduler(str(directory))
+            else:
+                torch.save(optimizer, directory / "optimizer.pt")
+                torch.save(self.lr_scheduler.state_dict(), directory / "scheduler.pt")
             for name, content in generators:
                 (directory / name).write_bytes(content)
             self.state.log_history.clear()  # the metrics have it
@@ -141,6 +160,24 @@ class FragmentedTrainer(SFTTrainer):  # type: ignore[misc]
             write_json(directory / STATE, self.metrics.state())
 
         self.processes.told(lambda: checkpoints.save(Path(self.args.output_dir), self.state.global_step, fill))
+
+    def adapter_tensors(self) -> dict[str, Any] | None:
+        """The adapter put together where it is split over processes, which all do together; None where it is whole."""
+        return sharding.adapter_of(self.model) if self.processes.sharded else None
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.processes.sharded:
+            sharding.put_adapter(self.model, load_file(Path(resume_from_checkpoint) / adapter.WEIGHTS))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.processes.sharded or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        state = torch.load(Path(checkpoint) / "optimizer.pt", map_location="cpu", weights_only=True)
+        sharding.put_optimizer_state(self.optimizer, state)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
 
     def _generators(self) -> tuple[str, bytes]:
         """The state of this process's random generators, as the trainer reads it again: a file's name and content."""

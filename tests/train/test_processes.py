@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
+from safetensors.torch import load_file
 from trainings import Trainer, impatient
 
 from ftllm.errors import UserError
@@ -21,7 +24,8 @@ from ftllm.files import sha256_file
 from ftllm.progress import Reporter
 from ftllm.render import IGNORED
 from ftllm.runs import Run
-from ftllm.train.config import resolve
+from ftllm.train import backend, lineage
+from ftllm.train.config import TrainConfig, resolve
 from ftllm.train.corpus import load_corpus
 from ftllm.train.data import Rows
 from ftllm.train.interrupt import Interrupted
@@ -32,7 +36,10 @@ from ftllm.train.stage import resume
 from ftllm.train.table import Table
 from ftllm.vocabulary import from_directory
 
+HERE = Path(__file__).parent
+README = HERE.parents[1] / "README.md"
 LAUNCHERS = {
+    "fsdp": ["-m", "accelerate.commands.launch", "--config_file", "FSDP"],
     "torchrun": ["-m", "torch.distributed.run", "--nproc-per-node", "2"],
     "accelerate": ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
                    "--mixed_precision", "no", "--dynamo_backend", "no"],
@@ -51,11 +58,21 @@ class Launched:
     def start(self, name: str, launcher: str | None, *settings: str, resumed: bool = False) -> subprocess.Popen[str]:
         words = [word for setting in (*SETTINGS, *settings) for word in ("--set", setting)]
         ends = ["--resume", "--runs", str(self.runs)] if resumed else [*self.given, *words]
-        command = [sys.executable, *LAUNCHERS.get(launcher or "", []), "-m", "ftllm", "train", "--json", *ends]
+        program = [str(HERE / "fsdp_on_cpu.py")] if launcher == "fsdp" else ["-m", "ftllm"]
+        before = [self.fsdp() if word == "FSDP" else word for word in LAUNCHERS.get(launcher or "", [])]
+        command = [sys.executable, *before, *program, "train", "--json", *ends]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(
             [*command, "--name", name], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True
         )
+
+    def fsdp(self) -> str:
+        """The configuration in the README, for two processes in full precision."""
+        (text,) = re.findall(r"```yaml\n(distributed_type: FSDP\n.*?)```", README.read_text(), re.DOTALL)
+        text = re.sub("num_processes: .*", "num_processes: 2", text)
+        path = self.runs.parent / "fsdp.yaml"
+        path.write_text(re.sub("mixed_precision: .*", 'mixed_precision: "no"', text))
+        return str(path)
 
     def __call__(self, *arguments: Any, **options: Any) -> tuple[Run, list[dict[str, Any]], str]:
         out, said = (process := self.start(*arguments, **options)).communicate(timeout=300)
@@ -118,9 +135,37 @@ def test_a_run_of_several_is_not_gone_on_with_by_one(trained: Trainer) -> None:
         resume(run, Reporter(quiet=True))
 
 
+def resolved(config: TrainConfig) -> tuple[str, backend.Device]:
+    """What is left to the machine."""
+    return backend.choose(config)[0], backend.device(config, 1000)
+
+
+def test_what_fsdp_cannot_do_is_refused(trained: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {key: Setting(value, "test") for key, value in trained.given.items()}
+    parent = trained("parent", max_steps=1).run
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("FSDP_VERSION", raising=False)
+    with pytest.raises(UserError, match="accelerate is set up for FSDP 1, and only FSDP 2 is supported"):
+        here().join()
+    for key, value, words in [
+        ("backend", "unsloth", "unsloth keeps a model whole"),
+        ("load_in_4bit", True, "load_in_4bit cannot be split by FSDP"),
+        ("optimizer", "adamw_8bit", "adamw_8bit cannot be split by FSDP"),
+    ]:
+        config = resolve([given | {key: Setting(value, "test")}])
+        with pytest.raises(UserError, match=words):
+            resolved(config)
+    merging = {"from_run": str(parent.path), "from_adapter": "merge"}
+    config = resolve([given | {key: Setting(value, "test") for key, value in merging.items()}])
+    with pytest.raises(UserError, match="from_adapter: merge keeps a part of each tensor"):
+        lineage.parent_of(config)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_processes_train_as_one(launched: Launched, launcher: str) -> None:
+    """Copies of the model (DDP), or halves of it (FSDP)."""
     one, events, _ = launched("one", None, "batch_size=4", "lora.dropout=0")
     two, theirs, said = launched("two", launcher, "batch_size=2", "lora.dropout=0")
     ours = curve(one)
@@ -134,13 +179,17 @@ def test_two_processes_train_as_one(launched: Launched, launcher: str) -> None:
     assert "Traceback" not in said
     assert sorted(path.name for path in two.path.iterdir()) == sorted(path.name for path in one.path.iterdir())
     assert two.read_manifest()["processes"] == 2
+    own, other = (load_file(run.adapter / "adapter_model.safetensors") for run in (one, two))
+    assert own.keys() == other.keys()
+    for name, tensor in own.items():
+        assert torch.allclose(other[name], tensor, atol=2e-4), name
 
 
 def children(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """The workers, by rank."""
     found = psutil.Process(process.pid).children(recursive=True)
     return sorted(
-        (child for child in found if "ftllm" in child.cmdline()), key=lambda child: int(child.environ()["RANK"])
+        (child for child in found if "train" in child.cmdline()), key=lambda child: int(child.environ()["RANK"])
     )
 
 
@@ -156,21 +205,32 @@ def kill(rank: int) -> Callable[[subprocess.Popen[str]], None]:
     return lambda process: children(process)[rank].send_signal(signal.SIGKILL)
 
 
+def stall(process: subprocess.Popen[str]) -> None:
+    """The second no longer answers, which the first does not notice by itself, and the launcher ends both."""
+    children(process)[1].suspend()
+    process.terminate()
+
+
+GONE = "one of the 2 processes of this training is gone, killed or out of memory"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("how", "code", "words"),
+    ("launcher", "how", "code", "words"),
     [
-        (kill(1), 1, "error: one of the 2 processes of this training is gone, killed or out of memory"),
-        (kill(0), 1, "error: process 1: one of the 2 processes of this training is gone, killed or out of memory"),
-        (lambda process: process.send_signal(signal.SIGINT), None, ""),
+        ("torchrun", kill(1), 1, f"error: {GONE}"),
+        ("torchrun", kill(0), 1, f"error: process 1: {GONE}"),
+        ("torchrun", stall, 1, f"error: {GONE}"),
+        ("fsdp", kill(1), 1, f"error: {GONE}"),
+        ("torchrun", lambda process: process.send_signal(signal.SIGINT), None, ""),
     ],
-    ids=["kill the second", "kill the first", "Ctrl-C"],
+    ids=["kill the second", "kill the first", "stall", "FSDP", "Ctrl-C"],
 )
-def test_stopped_and_gone_on_with(launched: Launched, how: Any, code: int | None, words: str) -> None:
+def test_stopped_and_gone_on_with(launched: Launched, launcher: str, how: Any, code: int | None, words: str) -> None:
     """Dropout included: each process goes on with its own random numbers."""
     settings = ("batch_size=2", "save_steps=3", "epochs=6")
-    whole, _, _ = launched("whole", "torchrun", *settings)
-    process = launched.start("cut", "torchrun", *settings)
+    whole, _, _ = launched("whole", launcher, *settings)
+    process = launched.start("cut", launcher, *settings)
     until_step(process, 7)
     began = time.monotonic()
     how(process)
@@ -181,14 +241,16 @@ def test_stopped_and_gone_on_with(launched: Launched, how: Any, code: int | None
         assert process.returncode == code
         assert len(ours) == 2
         assert ours[0] == words
-        assert "torchrun --nproc-per-node 2 -m ftllm train --resume --name cut" in ours[1]
-        assert "ftllm/" not in said.partition("torch.distributed")[0]  # no traceback through our files
+        command = "accelerate launch" if launcher == "fsdp" else "torchrun --nproc-per-node 2 -m ftllm train"
+        assert command in ours[1]
+        assert "train --resume --name cut" in ours[1]
+        assert "ftllm/train/" not in said  # no traceback through our files
     else:
         stopped = json.loads(out.splitlines()[-1])
         assert stopped["event"] == "interrupted"
         assert stopped["step"] >= 7
         assert ours == []
-    again, _, _ = launched("cut", "torchrun", resumed=True)
+    again, _, _ = launched("cut", launcher, resumed=True)
     for key, values in curve(again).items():
         assert values == curve(whole)[key], key
     weights = "adapter/adapter_model.safetensors"

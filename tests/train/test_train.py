@@ -60,7 +60,7 @@ def test_a_run_holds_what_export_and_people_need(trained: Trainer, tiny: Path, d
     computed = {"weights": "float32", "compute": "float32", "adapter": "float32"}
     assert manifest["precision"] == computed | {"merged_into": "bfloat16"}
     said = json.loads((run.adapter / "training.json").read_text())
-    assert said["base"] == manifest["base"]
+    assert said["base"] == {"name": "tiny", "files": manifest["base"]["files"]}  # and not where it lies here
     assert said["precision"] == manifest["precision"]
     assert "merged into the base's own bfloat16 weights" in (run.path / "REPORT.md").read_text()
     assert {"python", "torch", "trl", "peft"} <= set(manifest["versions"])
