@@ -76,7 +76,7 @@ def test_its_models_load_whole_and_their_language_layers_are_adapted(check: Any,
     directory = tmp_path / size
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(config))
-    check.gemma3.write_weights(directory, shard_size=100_000)
+    check.gemma3.write_weights(directory, limit=100_000)
     (directory / "tokenizer.model").touch()
     assert len(list(directory.glob("model-*.safetensors"))) > 1
     model, said = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True, dtype=torch.float32)

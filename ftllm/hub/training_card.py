@@ -75,7 +75,7 @@ def how_trained(facts: Facts) -> str:
     rows = [
         ["method", f"{method(facts) or config.get('preset')} ({PAPER})" if _noised(facts) else method(facts)],
         ["preset", code(str(config.get("preset")))],
-        ["stages before", _stages_before(manifest)],
+        ["stages before", stages_before(manifest)],
         ["noise", noise(facts)],
         ["loss on", {"assistant": "the assistant's turns only"}.get(str(config.get("loss")), f"{config.get('loss')}")],
         [
@@ -104,7 +104,7 @@ def how_trained(facts: Facts) -> str:
     return table(["", ""], [row for row in rows if row[1]])
 
 
-def _stages_before(manifest: dict[str, Any]) -> str:
+def stages_before(manifest: dict[str, Any]) -> str:
     """The trainings that this one went on from, the last first; empty where it began with the base."""
     found = []
     while manifest := mapping(manifest.get("from")):

@@ -77,6 +77,13 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
+def gpus() -> int:
+    """How many CUDA GPUs this machine has."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
 def peak_memory(device: Device) -> int | None:
     """The most bytes this process has held so far, on the GPU where it trains on one; None where nobody counts."""
     if device.kind == "cuda":

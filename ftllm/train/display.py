@@ -34,6 +34,11 @@ def announce(run: Run, prepared: Prepared, manifest: dict[str, Any], step: int, 
         )
     if plan.units_of_text:
         reporter.say(f"noise moves {plan.share_moved:.1%} of the user turns' {plan.units_of_text} units")
+    if device.kind == "cuda" and prepared.processes.count == 1 and (found := backend.gpus()) > 1:
+        reporter.say(f"one of {found} GPUs is used; for all: torchrun --nproc-per-node {found} -m ftllm train ...")
+    if prepared.processes.count > 1:
+        kind = "a part of the model each (FSDP)" if prepared.processes.sharded else "a copy of the model each (DDP)"
+        reporter.say(f"{prepared.processes.count} processes, {kind}")
     if config.report_to:
         reporter.say(f"metrics go to {' and '.join(config.report_to)} too")
     for warning in warnings_of(prepared):

@@ -11,8 +11,9 @@ import argparse
 import itertools
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,22 @@ def shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
 def write_weights(base: Path) -> None:
     """Random bfloat16 weights, a shard at a time."""
     import torch
-    from safetensors.torch import save_file
 
     torch.manual_seed(SEED)
+    write_shards(base, shapes(), SHARD, lambda shape: (torch.randn(shape) * 0.02).bfloat16())
+
+
+def write_shards(
+    base: Path, tensors: Iterable[tuple[str, tuple[int, ...]]], limit: int, fill: Callable[[tuple[int, ...]], Any]
+) -> None:
+    """Bfloat16 tensors by name and shape, a shard of at most `limit` bytes at a time, and the index of them."""
+    from safetensors.torch import save_file
+
     groups: list[list[tuple[str, tuple[int, ...]]]] = [[]]
     held = 0
-    for name, shape in shapes():
-        size = 2 * shape[0] * (shape[1] if len(shape) == 2 else 1)
-        if held and held + size > SHARD:
+    for name, shape in tensors:
+        size = 2 * prod(shape)
+        if held and held + size > limit:
             groups.append([])
             held = 0
         groups[-1].append((name, shape))
@@ -65,10 +74,10 @@ def write_weights(base: Path) -> None:
     places, total = {}, 0
     for number, group in enumerate(groups, 1):
         shard = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        tensors = {name: (torch.randn(shape) * 0.02).bfloat16() for name, shape in group}
-        save_file(tensors, base / shard, metadata={"format": "pt"})
-        places |= dict.fromkeys(tensors, shard)
-        total += sum(tensor.nbytes for tensor in tensors.values())
+        filled = {name: fill(shape) for name, shape in group}
+        save_file(filled, base / shard, metadata={"format": "pt"})
+        places |= dict.fromkeys(filled, shard)
+        total += sum(tensor.nbytes for tensor in filled.values())
     write(base / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": places})
 
 

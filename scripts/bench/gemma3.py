@@ -12,13 +12,12 @@ import argparse
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from gemma1b import VOCABULARY, write, write_tokenizer
+from gemma1b import VOCABULARY, write, write_shards, write_tokenizer
 
 SHARD = 4_000_000_000
 SEED = 3407
@@ -110,40 +109,22 @@ def tensors(directory: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield PUBLISHED.get(start, "") + name.removeprefix(start), tuple(parameter.shape)
 
 
-def write_weights(directory: Path, shard_size: int = SHARD) -> None:
-    """Random bfloat16 weights, a shard at a time."""
+def write_weights(directory: Path, limit: int = SHARD) -> None:
+    """Random bfloat16 weights, a shard of at most `limit` bytes at a time.
+
+    Matrices are as training begins with; what has one dimension is zero, for Gemma adds one to a norm's weight.
+    """
     import torch
-    from safetensors.torch import save_file
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator(device=device).manual_seed(SEED)
-    groups: list[list[tuple[str, tuple[int, ...]]]] = [[]]
-    held = 0
-    for name, shape in tensors(directory):
-        size = 2 * prod(shape)
-        if held and held + size > shard_size:
-            groups.append([])
-            held = 0
-        groups[-1].append((name, shape))
-        held += size
-    places, total = {}, 0
-    for number, group in enumerate(groups, 1):
-        shard = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        filled = {name: _random(shape, generator, device) for name, shape in group}
-        save_file(filled, directory / shard, metadata={"format": "pt"})
-        places |= dict.fromkeys(filled, shard)
-        total += sum(tensor.nbytes for tensor in filled.values())
-    write(directory / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": places})
 
+    def fill(shape: tuple[int, ...]) -> Any:
+        if len(shape) == 1:
+            return torch.zeros(shape, dtype=torch.bfloat16)
+        return (torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16) * 0.02).cpu()
 
-def _random(shape: tuple[int, ...], generator: Any, device: str) -> Any:
-    """A matrix as training begins with; a norm's weight, which Gemma adds one to, of zeros."""
-    import torch
-
-    if len(shape) == 1:
-        return torch.zeros(shape, dtype=torch.bfloat16)
-    values = torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16) * 0.02
-    return values.cpu().contiguous()
+    write_shards(directory, tensors(directory), limit, fill)
 
 
 def make(shape: Shape, directory: Path, *, vocabulary: int = VOCABULARY) -> Path:

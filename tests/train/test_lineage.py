@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from ftllm.cli.main import build
 from ftllm.errors import UserError
 from ftllm.hub.show import lineage
+from ftllm.hub.training_card import stages_before
 from ftllm.progress import Reporter
 from ftllm.runs import Run
 from ftllm.train.config import PRESETS, resolve
@@ -109,6 +110,11 @@ def test_a_new_adapter_beside_a_merged_one_is_what_peft_makes_of_both(trained: T
     attention = [tensor for name, tensor in stacked.items() if "q_proj.lora_B" in name]
     assert all(tensor[:, 12:].abs().max() == 0 for tensor in attention)
     assert [link["name"] for link in lineage(third.run, trained.runs)] == ["third", "second", "first", "tiny"]
+    # What a card says of it.
+    assert stages_before(third.run.read_manifest()) == (
+        "`ft` (6 steps), whose adapter of rank 12 is kept and stacked with the new one; "
+        "`ft` (6 steps), whose adapter of rank 4 is kept and stacked with the new one"
+    )
 
 
 def test_an_interrupted_stage_goes_on_to_the_same_adapter(trained: Trainer, first: Run) -> None:
