@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from ftllm.train.prepare import Clock, Prepared, prepare
 from ftllm.train.processes import Processes, here, together
 from ftllm.train.samples import Answers
 from ftllm.train.settings import read_yaml
-from ftllm.train.trackers import tracking
+from ftllm.train.trackers import Track, tracking
 
 
 @dataclass(frozen=True)
@@ -132,13 +132,31 @@ def _held(run: Run, processes: Processes) -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class _Outcome:
+    """What came of a training's steps.
+
+    Attributes:
+        reached: steps done, in all parts of a resumed run.
+        metrics: of them.
+        best: the line of metrics whose adapter is kept; None where nothing was measured.
+        samples: answers before and after.
+        drawing: seconds spent on noise and rendering.
+        tensors: the adapter, put together, where it was split over processes.
+    """
+
+    reached: int
+    metrics: Metrics
+    best: dict[str, Any] | None
+    samples: list[dict[str, Any]]
+    drawing: float
+    tensors: dict[str, Any] | None
+
+
 def _work(
     run: Run, prepared: Prepared, record: dict[str, Any], reporter: Reporter, clock: Clock, *, offline: bool
 ) -> TrainResult:
-    """Load, measure, train, measure, save; the manifest says at any moment how far it came."""
-    with clock.part("libraries"):
-        from ftllm.train import trainer as training
-        from ftllm.train.table import Table
+    """Load, train, save; the manifest says at any moment how far it came."""
     config, processes = prepared.config, prepared.processes
     with clock.part("preflight"):
         needed = processes.told(lambda: needs(prepared, run.path))
@@ -151,10 +169,9 @@ def _work(
         model = backend.load(prepared.backend, prepared.base, shaped, prepared.device)
         kept = lineage.start(model, prepared.parent, config.lora) if prepared.parent else []
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    trainable -= sum(part.values.numel() for part in kept)
+    record["trainable_parameters"] = trainable - sum(part.values.numel() for part in kept)
     processes.told(lambda: checkpoints.require_space(run.checkpoints, needed.disk))
     checkpoint = processes.told(lambda: checkpoints.latest(run.checkpoints, reporter.warn))
-    record["trainable_parameters"] = trainable
     announce(run, prepared, record, checkpoint[0] if checkpoint else 0, reporter)
 
     def write(**changes: Any) -> None:
@@ -166,71 +183,13 @@ def _work(
     if processes.first and prepared.held_out:
         write_text(run.held_out, _jsonl(prepared.corpus.held_out))
     write()
-    multiple = config.batch_size * processes.count if processes.count > 1 else 1
-    table = Table(prepared.rows, prepared.plan, config.seed, multiple)
-    state = read_state(checkpoint[1]) if checkpoint else None
-    metrics = Metrics(run.metrics if processes.first else None, config.log_steps, state)
-    results = record["results"]
+    step = checkpoint[0] if checkpoint else 0
     try:
-        with (
-            tracking(
-                config.report_to if processes.first else (),
-                run,
-                record["config"],
-                checkpoint[0] if checkpoint else 0,
-                reporter,
-                offline=offline,
-            ) as track,
-            reporter.task("training", prepared.steps) as task,
-            stopping(reporter, run, processes) as asked,
-        ):
-            held_out = HeldOut(
-                prepared.held_out,
-                config.eval_steps or prepared.steps_per_epoch,
-                config.patience,
-                config.keep == "best",
-                task.remark,
-            )
-            display = Display(reporter, task, metrics, prepared)
-
-            def show(reading: dict[str, Any]) -> None:
-                display.show(reading)
-                track(reading)
-
-            watcher = training.Watcher(table, metrics, held_out, run.checkpoints, show, asked, processes)
-            trainer = training.make(model, prepared, table, watcher, run.checkpoints)
-            trainer.add_callback(training.Keeper(kept))
-            answers = Answers(run, prepared, task.remark)
-
-            def before() -> None:
-                with clock.part("eval"):
-                    if held_out.rows and "eval_before" not in results:
-                        found = held_out.likelihood(model, processes)
-                        results.update(eval_before=found.per_token, eval_tokens=found.tokens)
-                        write()
-                    if processes.first or processes.sharded:
-                        answers.take("before", model, processes)
-
-            if processes.sharded:  # it is split, and can run, when training begins
-                watcher.before = before
-            else:
-                before()
-            with clock.part("train"):
-                reached = training.run(trainer, checkpoint, prepared.steps, config.patience)
-            if reached < prepared.steps and not metrics.exhausted(config.patience):
-                raise Interrupted
-            last = best = metrics.measured[-1] if held_out.rows else None
-            if held_out.rows and config.keep == "best":
-                best = metrics.best
-            if processes.first or processes.sharded:
-                if last and best and best is not last:
-                    training.go_back(trainer, checkpoints.best(run.checkpoints, best["step"]))
-                with clock.part("eval"):
-                    answers.take("after", model, processes)
-        tensors = trainer.adapter_tensors()
+        with tracking(config.report_to, run, record["config"], step, reporter, processes, offline=offline) as track:
+            outcome = _steps(run, prepared, model, kept, checkpoint, record["results"], write, track, reporter, clock)
         if processes.first:
             with clock.part("save"):
-                adapter.publish(run, model, prepared.base, record, tensors)
+                adapter.publish(run, model, prepared.base, record, outcome.tensors)
     except KeyboardInterrupt:
         write(status="interrupted")
         if processes.first:
@@ -244,26 +203,27 @@ def _work(
             with suppress(OSError, UserError):
                 say_how_to_go_on(run, reporter, processes)
         raise
+    results = record["results"]
     results |= {
-        "steps": reached,
-        "train_loss": metrics.train_loss,
-        "adapter_step": best["step"] if best else reached,
+        "steps": outcome.reached,
+        "train_loss": outcome.metrics.train_loss,
+        "adapter_step": outcome.best["step"] if outcome.best else outcome.reached,
         "peak_memory_bytes": backend.peak_memory(prepared.device),
         "peak_memory_estimate": needed.memory.total,
     }
-    if best:
-        results["eval_nll"] = best["eval_nll"]
-    clock.timings["rows_in_training"] = round(table.seconds, 3)
+    if outcome.best:
+        results["eval_nll"] = outcome.best["eval_nll"]
+    clock.timings["rows_in_training"] = round(outcome.drawing, 3)
     record |= {"finished": now(), "timings": clock.timings | {"total": clock.seconds}}
     if processes.first:
-        report.write(run, record, answers.samples)
+        report.write(run, record, outcome.samples)
         write(status="finished")
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         (run.path / LOCK).unlink(missing_ok=True)
     processes.leave()
     return TrainResult(
         run,
-        reached,
+        outcome.reached,
         results["train_loss"],
         results.get("eval_before"),
         results.get("eval_nll"),
@@ -271,6 +231,86 @@ def _work(
         clock.seconds,
         results["adapter_step"],
     )
+
+
+def _steps(
+    run: Run,
+    prepared: Prepared,
+    model: Any,
+    kept: list[lineage.Kept],
+    checkpoint: tuple[int, Path] | None,
+    results: dict[str, Any],
+    write: Callable[[], None],
+    track: Track,
+    reporter: Reporter,
+    clock: Clock,
+) -> _Outcome:
+    """Measure, train, go back to the best adapter, and let the model answer before and after.
+
+    Args:
+        run: where checkpoints and metrics go.
+        prepared: what is trained.
+        model: with the adapter as it begins.
+        kept: parts of it that are not trained.
+        checkpoint: step and place that training goes on from.
+        results: of the manifest; what is measured before goes into them.
+        write: writes the manifest.
+        track: called with each step.
+        reporter: where progress goes.
+        clock: for the parts of the time.
+
+    Raises:
+        Interrupted: stopped; a checkpoint is saved.
+        WorkError: no space left, a loss that is no number.
+    """
+    with clock.part("libraries"):
+        from ftllm.train import trainer as training
+        from ftllm.train.table import Table
+    config, processes = prepared.config, prepared.processes
+    multiple = config.batch_size * processes.count if processes.count > 1 else 1
+    table = Table(prepared.rows, prepared.plan, config.seed, multiple)
+    state = read_state(checkpoint[1]) if checkpoint else None
+    metrics = Metrics(run.metrics if processes.first else None, config.log_steps, state)
+    with reporter.task("training", prepared.steps) as task, stopping(reporter, run, processes) as asked:
+        every = config.eval_steps or prepared.steps_per_epoch
+        held_out = HeldOut(prepared.held_out, every, config.patience, config.keep == "best", task.remark)
+        display = Display(reporter, task, metrics, prepared)
+
+        def show(reading: dict[str, Any]) -> None:
+            display.show(reading)
+            track(reading)
+
+        watcher = training.Watcher(table, metrics, held_out, run.checkpoints, show, asked, processes)
+        trainer = training.make(model, prepared, table, watcher, run.checkpoints)
+        trainer.add_callback(training.Keeper(kept))
+        answers = Answers(run, prepared, task.remark)
+
+        def before() -> None:
+            with clock.part("eval"):
+                if held_out.rows and "eval_before" not in results:
+                    found = held_out.likelihood(model, processes)
+                    results.update(eval_before=found.per_token, eval_tokens=found.tokens)
+                    write()
+                if processes.first or processes.sharded:
+                    answers.take("before", model, processes)
+
+        if processes.sharded:  # it is split, and can run, when training begins
+            watcher.before = before
+        else:
+            before()
+        with clock.part("train"):
+            reached = training.run(trainer, checkpoint, prepared.steps, config.patience)
+        if reached < prepared.steps and not metrics.exhausted(config.patience):
+            raise Interrupted
+        last = best = metrics.measured[-1] if held_out.rows else None
+        if held_out.rows and config.keep == "best":
+            best = metrics.best
+        if processes.first or processes.sharded:
+            if last and best and best is not last:
+                training.go_back(trainer, checkpoints.best(run.checkpoints, best["step"]))
+            with clock.part("eval"):
+                answers.take("after", model, processes)
+    return _Outcome(reached, metrics, best, answers.samples, table.seconds, trainer.adapter_tensors())
 
 
 def _jsonl(conversations: Iterable[Conversation]) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 from ftllm.errors import UserError
 from ftllm.progress import Reporter
 from ftllm.runs import Run
+from ftllm.train.processes import Processes
 
 PROJECT = "ftllm"
 Track = Callable[[dict[str, Any]], None]
@@ -36,7 +37,14 @@ def require(names: Sequence[str]) -> None:
 
 @contextmanager
 def tracking(
-    names: Sequence[str], run: Run, config: dict[str, Any], step: int, reporter: Reporter, *, offline: bool
+    names: Sequence[str],
+    run: Run,
+    config: dict[str, Any],
+    step: int,
+    reporter: Reporter,
+    processes: Processes,
+    *,
+    offline: bool,
 ) -> Iterator[Track]:
     """Yield a function that sends each step's metrics to the trackers; a failure there is said, and stops nothing.
 
@@ -46,6 +54,7 @@ def tracking(
         config: its resolved configuration.
         step: that it goes on after; 0 for a new one.
         reporter: where failures are said.
+        processes: of which the first alone sends anything.
         offline: whether the network is not to be touched.
 
     Raises:
@@ -53,7 +62,7 @@ def tracking(
     """
     with ExitStack() as stack:
         sends: dict[str, Send] = {}
-        for name in names:
+        for name in names if processes.first else ():
             opened = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}[name]
             try:
                 sends[name] = stack.enter_context(opened(run, config, step, offline))
