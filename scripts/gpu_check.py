@@ -113,6 +113,7 @@ class Check:
 
 
 CUDA = "-DGGML_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=native"
+NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"  # what GCC 12 makes of AMX crashes, as the Makefile says
 
 
 def unfit(check: Check) -> list[str]:
@@ -207,6 +208,7 @@ def install(check: Check) -> dict[str, Any]:
     if check.wheels:
         names = [str(path) for path in sorted(check.wheels.glob("*.whl"))]
         run([sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", *names])
+    flags = NO_AMX if (platform.system(), platform.machine()) == ("Linux", "x86_64") else ""
     tree = check.scratch / "source"
     if not tree.exists():
         archive = check.sdist or _fetch_sdist(check.scratch)
@@ -214,7 +216,7 @@ def install(check: Check) -> dict[str, Any]:
             opened.extractall(check.scratch / "unpacked", filter="data")
         next((check.scratch / "unpacked").iterdir()).rename(tree)
     for command in check.build():
-        run(command, CMAKE_ARGS=CUDA)
+        run(command, CMAKE_ARGS=CUDA, CFLAGS=flags, CXXFLAGS=flags)
     offloads = "from llama_cpp import llama_supports_gpu_offload as o; print(o())"
     return {"offload": run([sys.executable, "-c", offloads]).strip() == "True"}
 
