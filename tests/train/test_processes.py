@@ -150,8 +150,8 @@ def test_what_fsdp_cannot_do_is_refused(trained: Trainer, monkeypatch: pytest.Mo
         here().join()
     for key, value, words in [
         ("backend", "unsloth", "unsloth keeps a model whole"),
-        ("load_in_4bit", True, "load_in_4bit cannot be split by FSDP"),
-        ("optimizer", "adamw_8bit", "adamw_8bit cannot be split by FSDP"),
+        ("load_in_4bit", True, "load_in_4bit cannot be split over processes by FSDP"),
+        ("optimizer", "adamw_8bit", "adamw_8bit cannot be split over processes by FSDP"),
     ]:
         config = resolve([given | {key: Setting(value, "test")}])
         with pytest.raises(UserError, match=words):
