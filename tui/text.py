@@ -67,9 +67,9 @@ def wrap(line: str, width: int) -> list[str]:
     while cell_len(line) > width:
         head, rest = _cut(line, width)
         space = head.rfind(" ")
-        if not rest.startswith(" ") and space > 0 and head[:space].strip():
+        if not rest.startswith(" ") and space > 0 and head[:space].strip(" "):
             head, rest = head[:space], head[space:] + rest
-        folded.append(head.rstrip())
+        folded.append(head.rstrip(" "))
         line = rest.lstrip(" ")
     folded.append(line)
     return folded

@@ -49,6 +49,7 @@ def test_wrap_at_spaces() -> None:
 def test_wrap_where_there_are_none() -> None:
     assert wrap("abcdefgh", 3) == ["abc", "def", "gh"]
     assert wrap("你好世界", 5) == ["你好", "世界"]
+    assert wrap("0\u00a00", 2) == ["0\u00a0", "0"]
 
 
 def test_a_grapheme_is_never_cut() -> None:
