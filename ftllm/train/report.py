@@ -174,7 +174,9 @@ def _training(manifest: dict[str, Any]) -> list[str]:
         ["time", f"{timings['total']:.0f} s in all, {timings.get('train', 0.0):.0f} s of training"],
     ]
     if results.get("peak_memory_bytes"):
-        facts.append(["peak memory", f"{results['peak_memory_bytes'] / 2**20:.0f} MiB"])
+        expected = results.get("peak_memory_estimate", 0) / 2**20
+        more = f" ({expected:.0f} were expected, freed memory that is kept aside)" if expected else ""
+        facts.append(["peak memory", f"{results['peak_memory_bytes'] / 2**20:.0f} MiB{more}"])
     versions = ("ftllm", "torch", "transformers", "peft", "trl", "unsloth")
     known = manifest["versions"]
     facts.append(["versions", ", ".join(f"{name} {known[name]}" for name in versions if name in known)])

@@ -6,6 +6,9 @@
 Each line is a training of three steps on rows of exactly that length. Measured is the most that was resident at once
 (`ru_maxrss`), the libraries included. The trainings run as ftllm runs them where memory is short: freed memory is given
 back at once. Where there is plenty, glibc keeps some of it, and up to about twice as much is resident.
+
+On two cores of an AVX-512 machine, estimated over measured: nano 1.03 (256 tokens) and 1.09 (2048), without gradient
+checkpointing 1.02 and 0.91; 100 M 0.94 and 1.07, without 0.92 and 0.99.
 """
 
 from __future__ import annotations

@@ -98,6 +98,7 @@ def test_answers_before_and_after_are_the_models_own(trained: Trainer, tiny: Pat
             assert sample[when] == vocabulary.tokenizer.decode(ids[0, prompt:]) + " [...]"
             assert sample[when] in report
     assert "prompts held out" in report
+    assert re.search(r"\| peak memory \| \d+ MiB \(\d+ were expected", report)
 
 
 def test_without_held_out_rows_the_report_says_so(trained: Trainer) -> None:
