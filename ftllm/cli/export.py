@@ -32,7 +32,11 @@ def export(
     ] = None,
     imatrix: Annotated[
         str,
-        typer.Option(metavar="none|FILE", help="Importance matrix for all types that gain by one (GGUF format)."),
+        typer.Option(
+            metavar="none|auto|FILE",
+            help="Importance matrix for all types that gain by one: measured (auto), or from a GGUF file. With none,"
+            " one is measured for types that cannot do without.",
+        ),
     ] = "none",
     tensor_type: Annotated[
         list[str] | None,
@@ -74,9 +78,10 @@ def export(
       ftllm export my-run --quant Q4_K_M,Q8_0
       ftllm export models/nano --quant F16 --out /tmp/gguf
       ftllm export my-run --dry-run
+      ftllm export my-run --quant all,i1
       ftllm export my-run --push you/my-model-GGUF
     """
-    from ftllm.export import pipeline
+    from ftllm.export import pipeline, results
 
     reporter = Reporter(json_lines=json_output, quiet=quiet, verbose=verbose)
     request = pipeline.ExportRequest(
@@ -102,7 +107,7 @@ def export(
         print_plan(result)
     elif not json_output:
         for file in result.files:
-            print(file.path if quiet else pipeline.summary(file))
+            print(file.path if quiet else results.summary(file))
         if verify == "full" and not quiet:
             print_figures(result)
         checked = "verified against transformers" if result.verified else "not verified"

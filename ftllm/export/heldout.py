@@ -66,8 +66,10 @@ def conversations(path: Path) -> list[Conversation]:
     return [conversation_of(row, f"{path.name}:{line}") for line, row in read_rows(path)]
 
 
-def rows_of(found: Sequence[Conversation], vocabulary: Vocabulary, max_length: int | None = None) -> list[Row]:
-    """Rows as for training, up to `MOST` tokens, spread evenly over the conversations.
+def rows_of(
+    found: Sequence[Conversation], vocabulary: Vocabulary, max_length: int | None = None, most: int = MOST
+) -> list[Row]:
+    """Rows as for training, up to about `most` tokens, spread evenly over the conversations.
 
     Those that the template refuses or that are longer than `max_length` are left out, as in training; what is beyond
     `LONGEST` tokens is cut.
@@ -80,9 +82,9 @@ def rows_of(found: Sequence[Conversation], vocabulary: Vocabulary, max_length: i
             continue
         rendered += [row for row in rows if row.trained and len(row.input_ids) + row.cut <= (max_length or 1 << 30)]
     total = sum(len(row.input_ids) for row in rendered)
-    if total <= MOST:
+    if total <= most:
         return rendered
-    kept = max(1, len(rendered) * MOST // total)
+    kept = max(1, len(rendered) * most // total)
     return [rendered[index * len(rendered) // kept] for index in range(kept)]
 
 

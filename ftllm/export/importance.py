@@ -13,7 +13,7 @@ import numpy as np
 from ftllm.errors import UserError
 from ftllm.export.blocks import Floats
 from ftllm.export.plan import Plan, padded
-from ftllm.files import whole_file
+from ftllm.files import sha256_file, whole_file
 from ftllm.llama.header import Header, LongArray, read_header
 
 SUMS, COUNTS = ".in_sum2", ".counts"
@@ -38,6 +38,16 @@ class Importance:
         if self.chunks > 0:
             keys["quantize.imatrix.chunks_count"] = self.chunks
         return keys
+
+    def record(self) -> dict[str, Any]:
+        """What `export.json` says about it."""
+        return {
+            "file": self.path.name,
+            "sha256": sha256_file(self.path),
+            "dataset": self.dataset,
+            "chunks": self.chunks,
+            "entries": len(self.values),
+        }
 
     def check(self, plan: Plan) -> None:
         """Refuse it where llama.cpp would stop half-way.

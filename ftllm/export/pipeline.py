@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ftllm import runs
 from ftllm.errors import WorkError
-from ftllm.export import fetch, heldout, importance, preflight, provenance, quants, source, targets
+from ftllm.export import calibration, fetch, heldout, importance, preflight, provenance, quants, source, targets
+from ftllm.export.calibration import Calibration
+from ftllm.export.child import Child
+from ftllm.export.collecting import MEASURED, Collecting
 from ftllm.export.lora import read_adapter
 from ftllm.export.preflight import Room
+from ftllm.export.quants import Wanted
+from ftllm.export.results import ExportedFile, entry, kept, planned, published
 from ftllm.export.source import Source
 from ftllm.export.targets import Target
 from ftllm.export.work import Work, Written, in_background
-from ftllm.files import human
 from ftllm.progress import Reporter
 
 Verify = Literal["full", "quick", "none"]
-ENOUGH = {"none": {"none", "quick", "full"}, "quick": {"quick", "full"}, "full": {"full"}}
 
 
 @dataclass(frozen=True)
@@ -54,30 +58,6 @@ class ExportRequest:
 
 
 @dataclass(frozen=True)
-class ExportedFile:
-    """One output file, or one shard of several.
-
-    Args:
-        bits_per_weight: of all its type's shards together.
-        sha256: empty after a dry run.
-        figures: the verification's, empty without one.
-        imatrix: it was made with an importance matrix.
-        kept: it was there already, made from the same inputs.
-    """
-
-    path: Path
-    type: str
-    bytes: int
-    bits_per_weight: float
-    sha256: str
-    figures: dict[str, Any] = field(default_factory=dict)
-    shard: int = 1
-    shards: int = 1
-    imatrix: bool = False
-    kept: bool = False
-
-
-@dataclass(frozen=True)
 class ExportResult:
     """What an export made; `plan` and `room` are empty where everything was there already."""
 
@@ -92,15 +72,25 @@ class ExportResult:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """Everything that decides what comes out, but for the type."""
+    """Everything that decides what comes out, but for the type.
+
+    Attributes:
+        imatrix: `none`, `auto` or `given`: which types are made with an importance matrix.
+        matrix: the matrix, as soon as there is one.
+    """
 
     model: Source
     converter: fetch.Converter
     adapter_sha256: str | None
+    imatrix: str
     matrix: importance.Importance | None
     overrides: tuple[tuple[str, int], ...]
     split: int | None
     verify: Verify
+
+    def takes_importance(self, target: Target) -> bool:
+        """Whether a target is made with an importance matrix."""
+        return target.wanted.takes_importance(self.imatrix)
 
     def job(self, wanted: Sequence[Target]) -> dict[str, Any]:
         """For the worker."""
@@ -113,7 +103,7 @@ class _Inputs:
                 {
                     "label": target.wanted.label,
                     "type": target.wanted.type,
-                    "importance": target.wanted.takes_importance("given" if self.matrix else "none"),
+                    "importance": self.takes_importance(target),
                 }
                 for target in wanted
             ],
@@ -128,10 +118,15 @@ class _Inputs:
         job = self.job([target])
         for place in ("base", "adapter", "converter", "check"):
             job.pop(place)
-        matrix = provenance.hash_of(self.matrix.path) if self.matrix and job["files"][0]["importance"] else None
+        matrix = provenance.hash_of(self.matrix.path) if self.matrix and self.takes_importance(target) else None
         return provenance.fingerprint(
             job, base_hashes, self.adapter_sha256, {"converter": self.converter.version, "imatrix": matrix}
         )
+
+    def matrix_fingerprint(self, text: Calibration, base_hashes: dict[str, str]) -> str:
+        """Equal for two exports that measure the same importance matrix."""
+        others = {"converter": self.converter.version, "text": text.identity()}
+        return provenance.fingerprint({}, base_hashes, self.adapter_sha256, others)
 
 
 def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
@@ -145,9 +140,8 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
     wanted = quants.parse(request.quants)
     overrides = quants.parse_tensor_types(request.tensor_types)
     split = quants.parse_size(request.split_max_size) if request.split_max_size is not None else None
-    matrix = importance.load(Path(request.imatrix).expanduser()) if request.imatrix != "none" else None
-    if matrix is None:
-        quants.refuse_without_importance(wanted)
+    given = request.imatrix not in ("none", "auto")
+    matrix = importance.load(Path(request.imatrix).expanduser()) if given else None
     model = source.resolve(request.given, base=request.base, runs_root=request.runs_root, offline=request.offline)
     reporter.say(f"Exporting {describe(model)} to {', '.join(item.label for item in wanted)}")
     reporter.event("source", source=describe(model), types=[item.type for item in wanted])
@@ -158,55 +152,55 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
     converter = fetch.ensure(request.llama_cpp, offline=request.offline, say=reporter.say)
     out = request.out or model.out
     preflight.require_writable(out)
-    inputs = _Inputs(model, converter, provenance.adapter_hash(model), matrix, overrides, split, request.verify)
+    mode = "given" if given else request.imatrix
+    adapter_sha256 = provenance.adapter_hash(model)
+    inputs = _Inputs(model, converter, adapter_sha256, mode, matrix, overrides, split, request.verify)
     hashes = in_background(lambda: source.check_base(model))
     chosen = [Target(item, out, model.name) for item in wanted]
-    kept = {} if request.dry_run else _kept(chosen, inputs, hashes, out, request.verify)
-    for target in kept:
-        reporter.say(f"{target.name} is there already, made from the same inputs")
-    todo = [target for target in chosen if target not in kept]
+    collecting = None
+    if matrix is None and any(map(inputs.takes_importance, chosen)):
+        collecting = Collecting(calibration.text_of(model.run, reporter.say), out, model.name)
+        mark = inputs.matrix_fingerprint(collecting.text, hashes.result())
+        if (stored := collecting.stored(mark)) is not None:
+            inputs, collecting = replace(inputs, matrix=stored), None
+    made = {} if request.dry_run else _kept(chosen, inputs, hashes, reporter)
+    todo = [target for target in chosen if target not in made]
     if not todo:
-        files = tuple(file for target in chosen for file in kept[target])
+        files = tuple(file for target in chosen for file in made[target])
         return ExportResult(model, files, {}, None, request.verify != "none", time.monotonic() - started, {})
     reference = preflight.reference(source.extent(model.base)) if request.verify != "none" else None
     if reference is not None and not request.dry_run:
         preflight.require_reference(reference)
-    made: dict[Target, list[ExportedFile]] = dict(kept)
-    faults: dict[str, list[str]] = {}
     with ExitStack() as stack:
         work = Work(stack, reporter)
-        job = inputs.job(todo)
         if reference is not None and not request.dry_run:
-            work.start_verifier(
-                {"base": job["base"], "adapter": job["adapter"], "whole": reference.whole, "text": text}
-            )
-        worker, plan = work.plan(job)
+            base, adapter = str(model.base), str(model.adapter) if model.adapter else None
+            work.start_verifier({"base": base, "adapter": adapter, "whole": reference.whole, "text": text})
+        scratch = collecting.scratch(chosen) if collecting is not None else []
+        worker, plan = work.plan(inputs.job([*todo, *scratch]))
         if hashes.done():
             hashes.result()
-        _tell(plan, reporter)
         room = preflight.measure(plan, out, reference=reference.memory if reference else 0)
+        _tell({**plan, "files": plan["files"][: len(todo)]}, reporter)
+        if collecting is not None:
+            held = " kept for that time" if scratch else ""
+            reporter.say(f"Measuring an importance matrix on {collecting.text.origin}, with the model as Q8_0{held}")
         if request.dry_run:
             hashes.result()
             files = tuple(
-                file for target, item in zip(todo, plan["files"], strict=True) for file in _planned(target, item)
+                file for target, item in zip(todo, plan["files"], strict=False) for file in planned(target, item)
             )
             return ExportResult(model, files, plan, room, False, time.monotonic() - started, work.timings)
         preflight.require(room, out)
         stack.enter_context(targets.writing_to(out, model.name))
-        written = work.write(worker, plan, todo, matrix.path if matrix else None)
-        common = provenance.entry(model, converter, hashes.result(), inputs.adapter_sha256)
-        for file in work.verify(written, plan):
-            if file.faults:
-                file.target.discard()
-                faults[file.target.wanted.label] = file.faults
-                continue
-            made[file.target] = _published(file)
-            mark = inputs.fingerprint(file.target, hashes.result())
-            entry = _entry(file, made[file.target], plan, work.timings, request.verify)
-            provenance.record(out, {made[file.target][0].path.name: {**entry, "inputs_sha256": mark, **common}})
+        passes = _Passes(work, inputs, hashes, made)
+        if collecting is None:
+            passes.make(worker, plan, todo)
+        else:
+            passes.make_measuring(worker, plan, todo, scratch, collecting, mark)
     seconds = time.monotonic() - started
-    if faults:
-        label, reasons = next(iter(faults.items()))
+    if passes.faults:
+        label, reasons = next(iter(passes.faults.items()))
         passed = f" ({len(made)} other files passed and are kept)" if made else ""
         raise WorkError(
             f"{label} failed its verification and was removed{passed}: {'; '.join(reasons)}",
@@ -216,6 +210,86 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
     return ExportResult(model, files, plan, room, request.verify != "none", seconds, work.timings)
 
 
+@dataclass
+class _Passes:
+    """Passes over the model; what they make is added to `made` and `export.json`, file by file."""
+
+    work: Work
+    inputs: _Inputs
+    hashes: Future[dict[str, str]]
+    made: dict[Target, list[ExportedFile]]
+    faults: dict[str, list[str]] = field(default_factory=dict)
+
+    def make(
+        self, worker: Child, plan: dict[str, Any], wanted: Sequence[Target], scratch: Sequence[Target] = ()
+    ) -> list[Written]:
+        """Write, verify and publish the wanted files; those of `scratch` are only written, and returned."""
+        inputs = self.inputs
+        matrix = inputs.matrix
+        written = self.work.write(worker, plan, [*wanted, *scratch], matrix.path if matrix else None)
+        base_hashes = self.hashes.result()
+        common = provenance.entry(inputs.model, inputs.converter, base_hashes, inputs.adapter_sha256)
+        for file in self.work.verify(written[: len(wanted)], plan):
+            if file.faults:
+                file.target.discard()
+                self.faults[file.target.wanted.label] = file.faults
+                continue
+            files = published(file)
+            self.made[file.target] = files
+            imatrix = matrix.record() if matrix and inputs.takes_importance(file.target) else None
+            said = entry(file, files, plan, imatrix=imatrix, seconds=self.work.timings, verify=inputs.verify)
+            mark = inputs.fingerprint(file.target, base_hashes)
+            provenance.record(file.target.directory, {files[0].path.name: {**said, "inputs_sha256": mark, **common}})
+        return written[len(wanted) :]
+
+    def make_measuring(
+        self,
+        worker: Child,
+        plan: dict[str, Any],
+        wanted: Sequence[Target],
+        scratch: Sequence[Target],
+        collecting: Collecting,
+        mark: str,
+    ) -> None:
+        """In a first pass what needs no importance matrix, then the matrix, then in a second pass the rest."""
+        inputs, work = self.inputs, self.work
+        first = [target for target in wanted if not inputs.takes_importance(target)]
+        second = [target for target in wanted if inputs.takes_importance(target)]
+        written: list[Written] = []
+        if first or scratch:
+            written = self.make(worker, plan, first, scratch)
+        measured = [Path(written[0].shards[0]["path"])] if written else self._path_of(MEASURED)
+        if not measured:
+            return  # the Q8_0 failed its verification
+        matrix = collecting.collect(work, mark, measured[0])
+        for target in scratch:
+            target.discard()
+        self.inputs = replace(inputs, matrix=matrix)
+        if first or scratch:
+            worker, plan = work.plan(self.inputs.job(second))
+        self.make(worker, plan, second)
+
+    def _path_of(self, wanted: Wanted) -> list[Path]:
+        return [files[0].path for target, files in self.made.items() if target.wanted == wanted]
+
+
+def _kept(
+    chosen: Sequence[Target], inputs: _Inputs, hashes: Future[dict[str, str]], reporter: Reporter
+) -> dict[Target, list[ExportedFile]]:
+    """The targets whose files are there already."""
+    found = {}
+    record = provenance.read_record(chosen[0].directory)
+    for target in chosen:
+        if inputs.takes_importance(target) and inputs.matrix is None:
+            continue
+        if target.recorded(record) is not None:
+            files = kept(target, record, inputs.fingerprint(target, hashes.result()), inputs.verify)
+            if files:
+                reporter.say(f"{target.name} is there already, made from the same inputs")
+                found[target] = files
+    return found
+
+
 def describe(model: Source) -> str:
     """`run ft-001 (adapter on nano)`, for people."""
     if model.run is not None:
@@ -223,38 +297,6 @@ def describe(model: Source) -> str:
     if model.adapter is not None:
         return f"adapter {model.adapter} on {model.base_name}"
     return f"model {model.base}"
-
-
-def _kept(
-    chosen: Sequence[Target], inputs: _Inputs, hashes: Any, out: Path, verify: Verify
-) -> dict[Target, list[ExportedFile]]:
-    """The targets whose files are there already, whole, verified as asked, and made from the same inputs."""
-    record = provenance.read_record(out)
-    kept = {}
-    for target in chosen:
-        found = target.recorded(record)
-        if found is None:
-            continue
-        name, entry = found
-        same = entry.get("inputs_sha256") == inputs.fingerprint(target, hashes.result())
-        if same and entry.get("verify") in ENOUGH[verify] and targets.whole(out, name, entry):
-            parts = entry.get("shards") or [{"name": name, "bytes": entry["bytes"], "sha256": entry["sha256"]}]
-            kept[target] = [
-                ExportedFile(
-                    out / part["name"],
-                    entry["type"],
-                    part["bytes"],
-                    entry["bits_per_weight"],
-                    part["sha256"],
-                    entry.get("verification") or {},
-                    number,
-                    len(parts),
-                    bool(entry.get("imatrix")),
-                    kept=True,
-                )
-                for number, part in enumerate(parts, 1)
-            ]
-    return kept
 
 
 def _tell(plan: dict[str, Any], reporter: Reporter) -> None:
@@ -268,71 +310,6 @@ def _tell(plan: dict[str, Any], reporter: Reporter) -> None:
                 f"{file['type']}: {file['fallbacks']} of {plan['tensors']} tensors have rows that do not divide"
                 f" into its blocks and take a larger type: really {file['bits_per_weight']:.2f} bits per weight"
             )
-
-
-def _planned(target: Target, file: dict[str, Any]) -> list[ExportedFile]:
-    """What a dry run says will be there."""
-    shards = file["shards"]
-    return [
-        ExportedFile(
-            path,
-            file["type"],
-            file["bytes"] // shards,
-            file["bits_per_weight"],
-            "",
-            {},
-            number,
-            shards,
-            file["imatrix"],
-        )
-        for number, path in enumerate(target.finals(shards), 1)
-    ]
-
-
-def _published(file: Written) -> list[ExportedFile]:
-    """Give a file that passed, or its shards, the final name."""
-    paths = file.target.publish(len(file.shards))
-    bits = file.plan["bits_per_weight"]
-    return [
-        ExportedFile(
-            path,
-            file.plan["type"],
-            shard["bytes"],
-            bits,
-            shard["sha256"],
-            file.figures,
-            number,
-            len(paths),
-            file.plan["imatrix"],
-        )
-        for number, (path, shard) in enumerate(zip(paths, file.shards, strict=True), 1)
-    ]
-
-
-def _entry(
-    file: Written, made: list[ExportedFile], plan: dict[str, Any], timings: dict[str, float], verify: Verify
-) -> dict[str, Any]:
-    """What `export.json` says about one type's file, under its name or its first shard's."""
-    shards = [{"name": item.path.name, "bytes": item.bytes, "sha256": item.sha256} for item in made]
-    return {
-        "type": file.plan["type"],
-        "bytes": sum(item.bytes for item in made),
-        "sha256": made[0].sha256,
-        **({"shards": shards} if len(shards) > 1 else {}),
-        "imatrix": file.plan["imatrix"],
-        "bits_per_weight": file.plan["bits_per_weight"],
-        "tensor_types": file.plan["types"],
-        "fallbacks": file.plan["fallbacks"],
-        "architecture": plan["architecture"],
-        "parameters": plan["parameters"],
-        "tensors": plan["tensors"],
-        "tensors_changed_by_adapter": len(plan["merged"]),
-        "largest_tensor_error": file.largest_error,
-        "mean_tensor_errors": file.mean_errors,
-        "verify": verify,
-        "verification": file.figures or None,
-        "seconds": dict(timings),
-    }
 
 
 def _text(model: Source, reporter: Reporter) -> dict[str, Any]:
@@ -349,11 +326,3 @@ def _warn_of_template(model: Source, reporter: Reporter) -> None:
     theirs, ours = model.adapter / "chat_template.jinja", model.base / "chat_template.jinja"
     if theirs.is_file() and ours.is_file() and theirs.read_bytes() != ours.read_bytes():
         reporter.warn(f"{theirs} differs from the base's chat template; the base's is exported")
-
-
-def summary(file: ExportedFile) -> str:
-    """One line about a finished file."""
-    line = f"{file.path}  {human(file.bytes)}, {file.bits_per_weight:.2f} bits per weight"
-    if file.figures:
-        line += f", KL divergence {file.figures['kl_divergence']:.4f}, same top token {file.figures['same_top']:.1%}"
-    return line

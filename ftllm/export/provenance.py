@@ -44,27 +44,41 @@ def adapter_hash(source: Source) -> str | None:
     return sha256_file(source.adapter / "adapter_model.safetensors") if source.adapter else None
 
 
-def read_record(directory: Path) -> dict[str, Any]:
-    """The entries of `export.json` by file name; none where there is no such file.
+def read_record(directory: Path, section: str = "files") -> dict[str, Any]:
+    """Entries of `export.json` by file name, of `files` or of importance matrices; none where there is no such file.
 
     Raises:
         UserError: it is damaged.
     """
+    return _read(directory).get(section, {})
+
+
+def record(directory: Path, entries: dict[str, dict[str, Any]], section: str = "files") -> Path:
+    """Add files' entries to a section of `export.json`, keeping those of other files that are still there."""
+    known = _read(directory)
+    known[section] = {**known.get(section, {}), **entries}
+    path = directory / RECORD
+    there = {
+        name: {file: entry for file, entry in part.items() if (directory / file).is_file()}
+        for name, part in known.items()
+    }
+    write_json(path, {name: part for name, part in there.items() if part or name == "files"})
+    return path
+
+
+def _read(directory: Path) -> dict[str, dict[str, Any]]:
     path = directory / RECORD
     try:
-        return {str(name): dict(entry) for name, entry in json.loads(path.read_text(encoding="utf-8"))["files"].items()}
+        sections = json.loads(path.read_text(encoding="utf-8"))
+        sections["files"] = sections.pop("files")
+        return {
+            str(section): {str(name): dict(entry) for name, entry in entries.items()}
+            for section, entries in sections.items()
+        }
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is not what `ftllm export` writes", "move it away, or choose another --out") from None
-
-
-def record(directory: Path, entries: dict[str, dict[str, Any]]) -> Path:
-    """Add files' entries to `export.json`, keeping those of other files that are still there."""
-    known = {name: entry for name, entry in read_record(directory).items() if (directory / name).is_file()}
-    path = directory / RECORD
-    write_json(path, {"files": {**known, **entries}})
-    return path
 
 
 def fingerprint(

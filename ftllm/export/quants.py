@@ -69,20 +69,6 @@ def parse(values: Sequence[str] | None) -> tuple[Wanted, ...]:
     return tuple(chosen)
 
 
-def refuse_without_importance(wanted: Sequence[Wanted]) -> None:
-    """Refuse types that cannot do without an importance matrix.
-
-    Raises:
-        UserError: there is one.
-    """
-    needing = next((item.type for item in wanted if item.takes_importance("none")), None)
-    if needing is not None:
-        raise UserError(
-            f"{needing} needs an importance matrix",
-            "give one with --imatrix FILE, or take IQ3_XS, Q2_K or a larger type",
-        )
-
-
 def parse_tensor_types(values: Sequence[str] | None) -> tuple[tuple[str, int], ...]:
     """`["ffn_down=q6_k"]` -> `(("ffn_down", 14),)`: expressions, in lower case as for llama-quantize, and types.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftllm.export.worker import Channel, serve
+from ftllm.export.worker import Channel, Progress, serve
 
 if TYPE_CHECKING:
     from ftllm.export.full import FullTruth
@@ -55,7 +55,7 @@ def run(job: dict[str, Any], channel: Channel) -> None:
     base = Path(job["base"])
     adapter = Path(job["adapter"]) if job["adapter"] else None
     truth = Truth.of(base, adapter, None if job["whole"] else Path(job["scratch"]))
-    progress = _Progress(channel)
+    progress = Progress(channel)
     if job["text"]:
         from ftllm.export.full import FullTruth, read_texts
 
@@ -67,19 +67,6 @@ def run(job: dict[str, Any], channel: Channel) -> None:
         started = time.monotonic()
         figures, faults = verify(order, truth, progress)
         channel.send("verified", type=order["type"], figures=figures, faults=faults, seconds=time.monotonic() - started)
-
-
-class _Progress:
-    """Tells the parent the tokens done, ten times a second at most."""
-
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-        self._last = 0.0
-
-    def __call__(self, done: int, total: int) -> None:
-        if time.monotonic() - self._last > 0.1 or done == total:
-            self._last = time.monotonic()
-            self._channel.send("checking", done=done, total=total)
 
 
 def verify(

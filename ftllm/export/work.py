@@ -18,6 +18,7 @@ from typing import Any
 
 from ftllm.export.child import Child, Events
 from ftllm.export.targets import Target
+from ftllm.files import partial_path
 from ftllm.progress import Reporter
 
 
@@ -43,7 +44,7 @@ class Work:
         self._events = Events()
         self._verifier: Child | None = None
         self._ready = False
-        self._tokens = 0  # of the texts that are measured on
+        self._tokens: dict[Child, int] = {}  # of the text that a child measures on
         self.timings: dict[str, float] = {}
 
     def start(self, name: str, module: str, job: Mapping[str, Any]) -> Child:
@@ -68,13 +69,15 @@ class Work:
     def write(
         self, worker: Child, plan: dict[str, Any], targets: Sequence[Target], importance: Path | None = None
     ) -> list[Written]:
-        """Let the worker write the partial files of `targets`, which are in the plan's order."""
+        """Let the worker write the partial files of `targets`; each is one of the plan's, by its label."""
+        planned = {file["label"]: file for file in plan["files"]}
+        files = [planned[target.wanted.label] for target in targets]
         paths = {}
-        for target, file in zip(targets, plan["files"], strict=True):
+        for target, file in zip(targets, files, strict=True):
             self._stack.callback(target.discard)
             paths[file["label"]] = [str(path) for path in target.begin(file["shards"])]
         worker.send({"go": True, "paths": paths, "importance": str(importance) if importance else None})
-        total = sum(file["bytes"] for file in plan["files"])
+        total = sum(file["bytes"] for file in files)
         with self._reporter.task("Merging and quantizing", total, "bytes") as task:
             event = self.wait_for(
                 worker, "written", progress=lambda now: task.update(now["done"], now["tensor"], tensor=now["tensor"])
@@ -83,8 +86,19 @@ class Work:
         self.add_time("write", event["seconds"])
         return [
             Written(target, file, made["shards"], made["largest_error"], made["mean_errors"])
-            for target, file, made in zip(targets, plan["files"], event["files"], strict=True)
+            for target, file in zip(targets, files, strict=True)
+            for made in event["files"]
+            if made["label"] == file["label"]
         ]
+
+    def collect(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        """Measure an importance matrix in a process of its own; what it says about it."""
+        self._stack.callback(partial_path(Path(job["out"])).unlink, missing_ok=True)
+        collector = self.start("collecting", "ftllm.export.collector", job)
+        self.wait_for(collector, "texts")
+        event = self._waiting(collector, "collected", "Measuring the importance of weights")
+        self.add_time("imatrix", event["seconds"])
+        return event
 
     def verify(self, files: Sequence[Written], plan: dict[str, Any]) -> Iterator[Written]:
         """Each file with its figures and faults, as soon as it has been looked at; without a verifier, as it is."""
@@ -106,10 +120,10 @@ class Work:
             self._reporter.event("verified", type=file.plan["type"], **result["figures"], faults=result["faults"])
             yield file
 
-    def _waiting(self, verifier: Child, wanted: str, title: str) -> dict[str, Any]:
-        """The verifier's next `wanted` event, with a bar over the tokens it evaluates."""
-        with self._reporter.task(title, self._tokens or None, "tokens") as task:
-            return self.wait_for(verifier, wanted, checking=lambda event: task.update(event["done"]))
+    def _waiting(self, child: Child, wanted: str, title: str) -> dict[str, Any]:
+        """A child's next `wanted` event, with a bar over the tokens it evaluates."""
+        with self._reporter.task(title, self._tokens.get(child), "tokens") as task:
+            return self.wait_for(child, wanted, checking=lambda event: task.update(event["done"]))
 
     def wait_for(self, child: Child, wanted: str, **progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """The next `wanted` event of a child.
@@ -118,16 +132,16 @@ class Work:
             progress: by an event's name, what is called with each such event until then.
         """
         while True:
-            _, event = self._events.next(child)
+            sender, event = self._events.next(child)
             kind = event["event"]
             if kind == "ready":
                 self._ready = True
                 self.add_time("reference", event["seconds"])
             if kind == "texts":
-                self._tokens = event["tokens"]
-            if kind in progress:
+                self._tokens[sender] = event["tokens"]
+            if sender is child and kind in progress:
                 progress[kind](event)
-            if kind == wanted:
+            if sender is child and kind == wanted:
                 return event
 
     def add_time(self, what: str, seconds: float) -> None:

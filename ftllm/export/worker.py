@@ -86,6 +86,19 @@ class Channel:
         os._exit(1)
 
 
+class Progress:
+    """Tells the parent the tokens done, ten times a second at most."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._last = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() - self._last > 0.1 or done == total:
+            self._last = time.monotonic()
+            self._channel.send("checking", done=done, total=total)
+
+
 def run(job: dict[str, Any], channel: Channel) -> None:
     """Plan, wait for the word, and stream.
 
@@ -154,13 +167,17 @@ def run(job: dict[str, Any], channel: Channel) -> None:
 def write(
     conversion: Any, headers: Any, files: list[Any], order: dict[str, Any], check: bool, channel: Channel
 ) -> None:
-    """Stream into `paths` (by label, a path for each shard), sync, and report sizes, hashes and errors."""
+    """Stream into `paths` (by label, a path for each shard), sync, and report sizes, hashes and errors.
+
+    Files that have no paths are left out.
+    """
     from ftllm.export import importance, stream
     from ftllm.llama.types import FILE_TYPES
 
     started = time.monotonic()
     channel.partials = [Path(path) for paths in order["paths"].values() for path in paths]
     matrix = importance.load(Path(order["importance"])) if order["importance"] else None
+    files = [planned for planned in files if planned[0]["label"] in order["paths"]]
     outputs = []
     for file, item, shards in files:
         extra: dict[str, tuple[Any, Any]] = {}

@@ -49,6 +49,7 @@ class Context(Closing):
         n_outputs: int = 0,
         flash_attention: bool | None = None,
         windowed: bool = False,
+        on_tensor: Any = None,
     ) -> None:
         """Make a context.
 
@@ -63,6 +64,7 @@ class Context(Closing):
                 half a percent of their spread; False is for comparing models.
             windowed: sliding-window layers keep their window only, which takes less memory and less time. Ask
                 `can_remove` before removing a tail then: llama.cpp would go on with keys that are gone.
+            on_tensor: llama.cpp's `cb_eval`, a `ggml_backend_sched_eval_callback` that is shown every operation.
 
         Raises:
             WorkError: there is not enough memory for the cache.
@@ -85,6 +87,8 @@ class Context(Closing):
         params.n_threads = self.n_threads
         params.n_threads_batch = self.n_threads
         params.swa_full = not windowed
+        if on_tensor is not None:
+            params.cb_eval = on_tensor
         if flash_attention is not None:
             params.flash_attn_type = int(flash_attention)
         params.no_perf = True
@@ -99,6 +103,7 @@ class Context(Closing):
         self._handle: int | None = handle
         self._memory = api.llama_get_memory(handle)
         self._check_callback: Any = None
+        self._on_tensor = on_tensor
         self._raised: list[BaseException] = []
         self._n_outputs = 0
         self._length = 0

@@ -156,7 +156,6 @@ def test_a_full_disk_is_one_line(shallow: Path, convert: Any, tmp_path: Path) ->
     ("arguments", "says", "hint"),
     [
         (["--quant", "Q4_KM"], "'Q4_KM' is not a quantization type", "did you mean Q4_K_M?"),
-        (["--quant", "IQ2_XS"], "IQ2_XS needs an importance matrix", "--imatrix FILE"),
         (["--tensor-type", "ffn_down"], "'ffn_down' is not REGEX=TYPE", "ffn_down=Q6_K"),
         (["--tensor-type", "ffn_down=Q6K"], "'Q6K' is not a tensor type", "did you mean Q6_K?"),
         (["--tensor-type", "(=Q6_K"], "'(' is not a regular expression", "brackets"),
