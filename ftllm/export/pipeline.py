@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ftllm import runs
+from ftllm import __version__, runs
 from ftllm.errors import WorkError
-from ftllm.export import calibration, fetch, heldout, importance, preflight, provenance, quants, source, targets
+from ftllm.export import calibration, fetch, heldout, importance, ollama, preflight, provenance, quants, source, targets
 from ftllm.export.calibration import Calibration
 from ftllm.export.child import Child
 from ftllm.export.collecting import MEASURED, Collecting
@@ -206,6 +206,7 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
             f"{label} failed its verification and was removed{passed}: {'; '.join(reasons)}",
             "do not use a file like it; --verbose tells more, and `--verify none` skips the check at your own risk",
         )
+    _write_ollama(model, out, plan["ollama"], reporter)
     files = tuple(file for target in chosen for file in made[target])
     return ExportResult(model, files, plan, room, request.verify != "none", seconds, work.timings)
 
@@ -297,6 +298,22 @@ def describe(model: Source) -> str:
     if model.adapter is not None:
         return f"adapter {model.adapter} on {model.base_name}"
     return f"model {model.base}"
+
+
+def _write_ollama(model: Source, out: Path, said: dict[str, Any], reporter: Reporter) -> None:
+    """What Ollama reads beside the files: its Modelfile starts from what `ftllm chat` would take."""
+    if reason := said.get("reason"):
+        reporter.say(f"No template for Ollama: {reason}")
+    of_model = {
+        name: entry
+        for name, entry in provenance.read_record(out).items()
+        if name.startswith(f"{model.name}-") and not entry.get("shards")
+    }
+    usual = {name for name, entry in of_model.items() if entry["type"] == "Q4_K_M"}
+    quantized = {name for name, entry in of_model.items() if entry["type"] not in ("F32", "F16", "BF16")}
+    name = max(usual or quantized or of_model, key=lambda name: int(of_model[name]["bytes"]), default=None)
+    about = f"{describe(model)}, exported by ftllm {__version__}"
+    ollama.write(out, said, out / name if name else None, about)
 
 
 def _tell(plan: dict[str, Any], reporter: Reporter) -> None:

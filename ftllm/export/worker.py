@@ -115,7 +115,7 @@ def run(job: dict[str, Any], channel: Channel) -> None:
     from ftllm.export import lean
 
     lean.skip_documentation()
-    from ftllm.export import convert, plan
+    from ftllm.export import convert, ollama, plan
     from ftllm.export.headers import Headers
     from ftllm.export.lora import read_adapter
     from ftllm.llama.types import FILE_TYPES
@@ -130,8 +130,10 @@ def run(job: dict[str, Any], channel: Channel) -> None:
     wanted = [(file["type"], file["importance"]) for file in job["files"]]
     plans = plan.plan_all(wanted, float_file, skeleton, [(text, kind) for text, kind in job["overrides"]])
     shards = [item.shards(job["split"]) for item in plans]
+    metadata = {key: value.value for key, value in conversion.model.gguf_writer.kv_data[0].items()}
     channel.send(
         "plan",
+        ollama=ollama.describe(metadata),
         architecture=conversion.model.gguf_writer.arch,
         float_type=conversion.float_kind,
         tensors=len(conversion.shapes),

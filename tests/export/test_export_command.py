@@ -23,6 +23,7 @@ from ftllm.llama.header import read_header
 from ftllm.runs import Run
 
 ROOT = Path(__file__).parents[2]
+OLLAMA = {"Modelfile", "params", "template"}
 
 
 def command(*arguments: object) -> list[str]:
@@ -72,7 +73,10 @@ def test_the_latest_run_becomes_verified_files(run: Run, tmp_path: Path) -> None
         assert file["sha256"] == sha256_file(path)
     assert last["files"][1]["verification"]["kl_divergence"] < 1e-4
     record = json.loads((run.gguf / "export.json").read_text())["files"]
-    assert sorted(path.name for path in run.gguf.iterdir()) == ["export.json", *sorted(record)]
+    assert {path.name for path in run.gguf.iterdir()} == {"export.json", *OLLAMA, *record}
+    modelfile = (run.gguf / "Modelfile").read_text().splitlines()
+    assert modelfile[1] == "FROM ./nano-ft-001-Q4_K_M.gguf"
+    assert 'PARAMETER stop "<end_of_turn>"' in modelfile
     entry = record["nano-ft-001-Q4_K_M.gguf"]
     assert entry["tensors_changed_by_adapter"] == 42
     assert entry["source"]["base_files"]["model.safetensors"]
