@@ -22,7 +22,10 @@ from ftllm.runs import Run
 
 
 def test_sums_are_those_of_the_inputs_transformers_computes(lora: Any, nano: Path, lora_files: dict[str, Path]) -> None:
-    """The inputs of every linear layer, by hooks; llama.cpp keeps its KV cache and its table of GELU in 16 bits."""
+    """The inputs of every linear layer, by hooks; llama.cpp keeps its KV cache and its table of GELU in 16 bits.
+
+    That moves columns by some tenths of a percent, and those that are next to nothing by more.
+    """
     from ftllm.export.reference import Reference
 
     truth = Reference(nano, lora.adapter)
@@ -41,7 +44,7 @@ def test_sums_are_those_of_the_inputs_transformers_computes(lora: Any, nano: Pat
     for name, sums in expected.items():
         ours = found.sums[gguf_name(name)]
         assert ours.shape == (1, len(sums))
-        np.testing.assert_allclose(ours[0], sums, rtol=0.02, err_msg=name)
+        np.testing.assert_allclose(ours[0], sums, rtol=0.02, atol=1e-4 * sums.mean(), err_msg=name)
         assert found.counts[gguf_name(name)].tolist() == [sum(map(len, lora.samples))]
 
 
