@@ -52,7 +52,7 @@ def test_each_expert_counts_the_tokens_routed_to_it() -> None:
     """Two tokens, two experts of three each: the first token goes to 2 and 0, the second to 2 and 1."""
     found = Activations()
     inputs = np.array([[[[1.0, 2.0]], [[3.0, 4.0]]]], np.float32)  # [1, tokens, 1, columns]
-    ids = np.array([[[[2, 0], [2, 1]]]], np.int32)[0]
+    ids = np.array([[[[2, 0], [2, 1]]]], np.int32)
     weight: Any = SimpleNamespace(ne=[2, 8, 3, 1])
     found._add_routed("blk.0.ffn_up_exps.weight", weight, inputs, ids)
     assert found.sums["blk.0.ffn_up_exps.weight"].tolist() == [[1, 4], [9, 16], [10, 20]]
