@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ftllm import runs
 from ftllm.errors import UserError
+from ftllm.llama.gpus import memory_for_models
 from ftllm.llama.header import Header, read_header
-from ftllm.llama.machine import available_memory
 from ftllm.llama.types import FILE_TYPES
 
 PREFERRED = "Q4_K_M"
@@ -69,7 +69,7 @@ class Model:
         name: what to call it in `ftllm chat`.
         origin: `run NAME`, `file` or `cache`.
         size: in bytes, all shards.
-        fits: whether it runs in the memory that is free now.
+        fits: whether it runs in the memory that is free now, GPUs' included.
         problem: why its header cannot be read; then the figures are empty.
     """
 
@@ -93,7 +93,7 @@ def nano_directory() -> Path | None:
 
 def everything(runs_root: Path = runs.DEFAULT_RUNS, nano: Path = NANO) -> list[Model]:
     """Every model there is: those of runs, oldest run first, those lying here, and those in the Hub's cache."""
-    memory = available_memory()
+    memory = memory_for_models()
     found = []
     for run in runs.all_runs(runs_root):
         for candidate in candidates(run.gguf.glob("*.gguf")):

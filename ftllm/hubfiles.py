@@ -28,6 +28,13 @@ def is_repository(value: str) -> bool:
     return REPOSITORY.fullmatch(value) is not None
 
 
+def repository_of(directory: Path) -> str | None:
+    """The repository whose snapshot in the Hub's cache a directory is; None for any other directory."""
+    kind, *parts = directory.parent.parent.name.split("--")
+    cached = directory.parent.name == "snapshots" and kind == "models" and parts
+    return "/".join(parts) if cached else None
+
+
 def is_offline(asked: bool = False) -> bool:
     """Whether the network is not to be touched: `--offline`, or HF_HUB_OFFLINE."""
     from huggingface_hub import constants

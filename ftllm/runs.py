@@ -8,6 +8,7 @@ runs/<name>/
   samples.json    a few answers before and after training
   heldout.jsonl   the conversations that were held out, as they are measured on
   REPORT.md       what a person should see of it, with loss.svg
+  eval.json       what `ftllm eval` measured of it last
   gguf/           what export made
 """
 
@@ -83,6 +84,10 @@ class Run:
     @property
     def held_out(self) -> Path:
         return self.path / "heldout.jsonl"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "eval.json"
 
     @property
     def checkpoints(self) -> Path:

@@ -45,7 +45,9 @@ class Kept:
     def begin(self, prompt: str, options: ChatOptions, author: chats.Author) -> chats.Recorder:
         """Add the question; the recorder of its reply."""
         with self.store.writing():
-            info = self.info = self.info or chats.create_session(self.store, title=self.name)
+            # another process may have begun it since
+            info = self.info or chats.find_session(self.store, self.name)
+            info = self.info = info or chats.create_session(self.store, title=self.name)
             chats.set_system(self.store, info.id, options.system)
             chats.change_session(self.store, info.id, model=author.model, load=options.load, options=author.options)
             after = chats.last_of(self.nodes)

@@ -38,7 +38,8 @@ def eval_verb(
 
     Graded prompts are answered through llama.cpp: accuracy, think rate, tokens, unclosed and looping thoughts.
     Conversations give the negative log-likelihood per assistant token, for a run in transformers (the base and the
-    base with the adapter) and for any GGUF. Everything by tag, with 95 % intervals.
+    base with the adapter) and for any GGUF. Everything by tag, with 95 % intervals. A run keeps its last report
+    (eval.json), and `ftllm push` puts it on the model card.
 
     \b
     Examples:
@@ -66,6 +67,10 @@ def eval_verb(
     results = measure(targets, measured, Settings(temperature, seed, max_tokens), reporter)
     compared_with = targets[0].label if against else None
     summary = report.as_json(results, compared_with)
+    if limit is None:  # what was measured on a part is no result of the run's
+        for run in {target.run.path: target.run for target in targets if target.run is not None}.values():
+            write_json(run.evaluation, summary)
+            reporter.detail(f"kept as {run.evaluation}; `ftllm push` puts it on the card")
     if out is not None:
         write_json(out, {**summary, "replies": report.replies_json(results)})
     if json_output:

@@ -54,10 +54,14 @@ class DataFile:
     Attributes:
         path: where it lies.
         label: what complaints call it.
+        repository: the data set on the Hub that it came from, `org/name`.
+        revision: the commit of that data set.
     """
 
     path: Path
     label: str
+    repository: str | None = None
+    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -176,7 +180,7 @@ def _on_the_hub(source: Source, offline: bool, say: Callable[[str], None]) -> Fo
         patterns = [glob.escape(name) for name in chosen]
         directory = snapshot(repository, patterns=[CARD, *patterns], kind="dataset", revision=revision, offline=offline)
     pinned = ":".join([f"{repository}@{directory.name}", *wanted])
-    files = tuple(DataFile(directory / name, f"{repository}/{name}") for name in chosen)
+    files = tuple(DataFile(directory / name, f"{repository}/{name}", repository, directory.name) for name in chosen)
     return Found(files, str(Source(pinned, source.weight)), split, _others(list(sizes), chosen))
 
 
@@ -251,9 +255,10 @@ def conversation_in(row: dict[str, Any], source: str, facts: FileFacts) -> Conve
 
 
 def record(file: DataFile, facts: FileFacts, use: str) -> dict[str, Any]:
-    """A file for the manifest: where, its SHA-256, what it held."""
+    """A file for the manifest: where, from which data set on the Hub, its SHA-256, what it held."""
     return {
         "path": str(file.path.absolute()),
+        **({"repo": file.repository, "revision": file.revision} if file.repository else {}),
         "use": use,
         "sha256": sha256_file(file.path),
         "format": facts.format,

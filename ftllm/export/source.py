@@ -13,7 +13,7 @@ from ftllm import runs
 from ftllm.errors import UserError
 from ftllm.export.lora import read_header
 from ftllm.files import sha256_file
-from ftllm.hubfiles import snapshot
+from ftllm.hubfiles import repository_of, snapshot
 from ftllm.mirrors import is_four_bit, original
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -70,7 +70,8 @@ def resolve(
             raise UserError(f"{path} is a whole model, so --base has no meaning", "leave --base out")
         model = path.resolve()
         check_checkpoint(model)
-        return Source(model, model.name, None, None, _stem(model.name), Path("gguf"))
+        name = _name_of(model)
+        return Source(model, name, None, None, _stem(name), Path("gguf"))
     if path.is_dir():
         raise UserError(
             f"{path} is not a run, an adapter or a model directory",
@@ -180,7 +181,10 @@ def _from_run(run: runs.Run, base: str | None, offline: bool) -> Source:
         status = manifest.get("status", "unknown")
         raise UserError(f"run {run.name} has no adapter (its status is {status})", "let its training finish first")
     recorded: dict[str, Any] = manifest.get("base") or {}
-    wanted = base or recorded.get("path") or recorded.get("repo") or _named_base(run.adapter)
+    place = recorded.get("path")
+    if recorded.get("repo") and place and not Path(place).is_dir():  # the cache was emptied since
+        place = None
+    wanted = base or place or recorded.get("repo") or _named_base(run.adapter)
     revision = None if base else recorded.get("revision")
     directory, base_name = _base_directory(wanted, revision, offline, f"run {run.name}")
     four_bit = bool(recorded.get("four_bit") or (manifest.get("config") or {}).get("load_in_4bit"))
@@ -202,6 +206,11 @@ def _from_adapter(adapter: Path, base: str | None, offline: bool) -> Source:
     return Source(directory, base_name, adapter, None, _stem(f"{base_name}-{adapter.name}"), Path("gguf"), {}, four_bit)
 
 
+def _name_of(directory: Path) -> str:
+    """What to call a model: its repository, where the directory is a snapshot in the Hub's cache, named by a commit."""
+    return (repository_of(directory) or directory.name).rpartition("/")[2]
+
+
 def _named_base(adapter: Path) -> str:
     named = _json(adapter / ADAPTER_CONFIG, "the adapter is damaged").get("base_model_name_or_path")
     if not named:
@@ -215,7 +224,7 @@ def _base_directory(wanted: str, revision: str | None, offline: bool, of: str) -
     if path.is_dir():
         path = path.resolve()
         check_checkpoint(path)
-        return path, path.name
+        return path, _name_of(path)
     if path.is_absolute() or wanted.startswith((".", "~")) or wanted.count("/") != 1:
         raise UserError(f"the base model of {of} is not at {wanted}", "say where it is with --base")
     try:

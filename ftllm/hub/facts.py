@@ -43,13 +43,15 @@ class Quantization:
     def name(self) -> str:
         return self.paths[0].name
 
-    def figure(self, *keys: str) -> float | None:
-        """The first of the verification's figures called so that was measured."""
-        for source in (mapping(self.entry.get("verification")), self.entry):
-            for key in keys:
-                if number(value := source.get(key)):
-                    return float(value)
-        return None
+    @property
+    def figures(self) -> dict[str, Any]:
+        """What the verification measured."""
+        return mapping(self.entry.get("verification"))
+
+    def figure(self, key: str) -> float | None:
+        """One of the verification's figures; None where it was not measured."""
+        value = self.figures.get(key)
+        return float(value) if number(value) else None
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Facts:
         manifest: of the run; empty without one.
         metrics: of the run, a line a step.
         samples: answers before and after, as the run keeps them.
+        evaluation: what `ftllm eval` measured of the run.
         base_repo: `org/name` of the base; None where only a directory is known.
     """
 
@@ -76,6 +79,7 @@ class Facts:
     manifest: dict[str, Any] = field(default_factory=dict)
     metrics: tuple[dict[str, Any], ...] = ()
     samples: tuple[dict[str, Any], ...] = ()
+    evaluation: dict[str, Any] = field(default_factory=dict)
     base_name: str = ""
     base_repo: str | None = None
     base_path: Path | None = None
@@ -271,6 +275,7 @@ def _with_training(facts: Facts) -> Facts:
         manifest=manifest,
         metrics=tuple(lines),
         samples=tuple(item for item in samples if isinstance(item, dict)) if isinstance(samples, list) else (),
+        evaluation=mapping(_json(facts.run.evaluation)) if facts.run else {},
         base_name=name,
         base_repo=repo,
         base_path=path if path is not None and path.is_dir() else None,

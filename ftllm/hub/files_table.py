@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ftllm.hub.facts import Quantization, mapping
+from ftllm.hub.facts import Quantization
 from ftllm.hub.markdown import code, table
 
 # Below this a model is hard to tell from the unquantized one: Q4_K_M lies near 0.03 on the models llama.cpp publishes
@@ -49,6 +49,7 @@ def recommendation(items: Sequence[Quantization]) -> str:
 def files_table(items: Sequence[Quantization], repo: str, revision: str, endpoint: str) -> str:
     """The table, smallest file first."""
     best = recommended(items)
+    most = max(map(_thoroughness, items), default=0.0)
     rows = [
         [
             "<br>".join(f"[{name}]({endpoint}/{repo}/resolve/{revision}/{name})" for name in names(item)),
@@ -58,7 +59,7 @@ def files_table(items: Sequence[Quantization], repo: str, revision: str, endpoin
             shown(item.figure("kl_divergence"), ".4f"),
             shown(item.figure("same_top"), ".1%"),
             shown(item.figure("nll"), ".4f"),
-            notes(item, item is best),
+            notes(item, item is best, _thoroughness(item) < most),
         ]
         for item in sorted(items, key=lambda item: (item.bytes, item.name))
     ]
@@ -67,23 +68,28 @@ def files_table(items: Sequence[Quantization], repo: str, revision: str, endpoin
 
 def how_measured(items: Sequence[Quantization]) -> str:
     """What the columns mean, and on what they were measured; empty where nothing was."""
-    item = next((item for item in items if item.figure("kl_divergence") is not None), None)
-    if item is None:
+    item = max(items, key=_thoroughness)
+    if item.figure("kl_divergence") is None:
         return "These files were not compared with the unquantized model."
-    positions, named = item.figure("positions"), mapping(item.entry.get("verification")).get("text")
-    measured_on = str(named or "short samples")
+    positions = item.figure("positions")
+    measured_on = str(item.figures.get("text") or "short samples")
     over = f", over {positions:.0f} positions of {measured_on}" if positions else ""
     text = (
         f"KL divergence (nats a token) and same top token: each file in llama.cpp against the unquantized model in "
         f"transformers, in float32{over}."
     )
-    if any(item.figure("nll") is not None for item in items):
+    if item.figure("nll") is not None:
         reference = item.figure("reference_nll")
         unquantized = f"; the unquantized model's is {reference:.4f}" if reference is not None else ""
         text += f" Likelihood: negative log-likelihood per assistant token of {measured_on}, in nats{unquantized}."
     else:
         text += " Likelihood: not measured per file."
     return text
+
+
+def _thoroughness(item: Quantization) -> float:
+    """On how many positions a file was compared."""
+    return item.figure("positions") or 0.0
 
 
 def names(item: Quantization) -> list[str]:
@@ -100,8 +106,8 @@ def shown(value: float | None, how: str) -> str:
     return "" if value is None else format(value, how)
 
 
-def notes(item: Quantization, best: bool) -> str:
-    """What else to know about a file."""
+def notes(item: Quantization, best: bool, less: bool = False) -> str:
+    """What else to know about a file: `best` of all, or compared on `less` text than others."""
     found = ["recommended"] if best and (item.figure("kl_divergence") or 0.0) <= LITTLE else []
     if item.imatrix:
         found.append("importance matrix")
@@ -112,6 +118,8 @@ def notes(item: Quantization, best: bool) -> str:
         found.append(f"{len(item.paths)} parts; open the first")
     if item.figure("kl_divergence") is None:
         found.append("not verified")
+    elif less:
+        found.append(f"compared on {_thoroughness(item):.0f} positions only")
     return ", ".join(found)
 
 

@@ -19,7 +19,7 @@ from ftllm.hub.names import Reference
 from ftllm.hub.publish import watched
 from ftllm.hub.remote import RemoteFile, choose, models, projector
 from ftllm.hubfiles import is_offline, told
-from ftllm.llama.machine import available_memory
+from ftllm.llama.gpus import memory_for_models
 from ftllm.progress import Reporter, Task
 
 SPARE = 64 << 20  # disk to leave free
@@ -55,7 +55,7 @@ def pull(reference: Reference, reporter: Reporter, *, offline: bool = False) -> 
             raise error from None
         reporter.warn(f"{error.message}; taking what is in the cache")
         return found
-    model, why = choose(models(listed, reference.repo), reference, available_memory())
+    model, why = choose(models(listed, reference.repo), reference, memory_for_models())
     extra = projector(listed)
     wanted = [*model.files, *([extra] if extra else [])]
     if why and len(models(listed, reference.repo)) > 1:
@@ -85,7 +85,7 @@ def cached(reference: Reference) -> Pulled:
         raise UserError(
             f"{reference.repo} is not on this machine, and this is offline", "pull it once with the network on"
         )
-    model, _ = choose(found, reference, available_memory())
+    model, _ = choose(found, reference, memory_for_models())
     extra = projector(listed)
     mmproj = snapshot / extra.path if extra else None
     return Pulled(reference, commit, snapshot / model.name, mmproj, model.type, model.size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from ftllm.hub.facts import Facts, mapping, number
@@ -13,6 +14,13 @@ METHODS = {
     "sft": "supervised fine-tuning, without noise",
 }
 PAPER = "[doi:10.57967/hf/7592](https://doi.org/10.57967/hf/7592)"
+# What is shown of graded replies: title, the report's key, and whether it is a share.
+GRADED = (
+    ("right", "accuracy", True),
+    ("thinks first", "think_rate", True),
+    ("tokens of thought", "thought_tokens", False),
+    ("thoughts that loop", "looping", True),
+)
 SHOWN = 4
 LONG = 4000  # characters of a sample
 
@@ -46,9 +54,50 @@ def did_it_work(facts: Facts) -> str:
                 (1, 2, 3),
             )
         )
+    if replies := graded(facts):
+        parts.append(replies)
     if curve := loss_curve(facts):
         parts.append(curve)
     return "\n\n".join(parts)
+
+
+def graded(facts: Facts) -> str:
+    """How many prompts were answered rightly, and how many with a thought; empty where nothing was graded."""
+    report = facts.evaluation
+    models = [model for model in report.get("graded") or [] if isinstance(model, dict)]
+    if not models or not mapping(models[-1].get("overall")).get("n"):
+        return ""
+    rows = []
+    tags = [None, *mapping(models[-1].get("tags"))]
+    for title, key, percent in GRADED:
+        for tag in tags:
+            parts = [
+                mapping(model.get("overall") if tag is None else mapping(model.get("tags")).get(tag))
+                for model in models
+            ]
+            if not all(number(mapping(part.get(key)).get("value")) for part in parts):
+                continue
+            name = f"{title}, {'all' if tag is None else code(tag)} ({parts[-1].get('n')})"
+            rows.append([name, *(_estimate(mapping(part[key]), percent) for part in parts)])
+    data, settings = mapping(report.get("data")), mapping(report.get("settings"))
+    files = ", ".join(_file(path) for path in data.get("paths") or [])
+    drawn = "greedy" if settings.get("temperature") == 0 else f"at temperature {_plain(settings.get('temperature'))}"
+    names = [_file(model.get("file", model.get("model"))) for model in models]
+    what = f"Replies to {data.get('prompts')} graded prompts ({files}) through llama.cpp, {drawn}, with 95 % intervals:"
+    return f"{what}\n\n{table(['', *names], rows, tuple(range(1, len(names) + 1)))}"
+
+
+def _file(path: object) -> str:
+    return code(re.split(r"[/\\]", str(path))[-1])
+
+
+def _estimate(value: dict[str, Any], percent: bool) -> str:
+    """A number with its interval."""
+    scale, unit = (100, "%") if percent else (1, "")
+    text = f"{scale * value['value']:.1f}{unit}"
+    if number(value.get("low")) and number(value.get("high")):
+        text += f" ({scale * value['low']:.1f} to {scale * value['high']:.1f})"
+    return text
 
 
 def loss_curve(facts: Facts) -> str:
@@ -160,12 +209,12 @@ def data(facts: Facts) -> str:
 def datasets(facts: Facts) -> list[str]:
     """The data sets on the Hub that were trained on."""
     files = [file for file in facts.manifest.get("data") or [] if isinstance(file, dict) and file.get("use") != "eval"]
-    return list(dict.fromkeys(str(repo) for file in files if (repo := file.get("repo") or file.get("repository"))))
+    return list(dict.fromkeys(str(file["repo"]) for file in files if file.get("repo")))
 
 
 def _dataset(file: dict[str, Any]) -> str:
     name = str(file.get("name") or str(file.get("path", "")).rpartition("/")[2])
-    repo = file.get("repo") or file.get("repository")
+    repo = file.get("repo")
     if not repo:
         return code(name)
     revision = f" at {code(str(file['revision'])[:12])}" if file.get("revision") else ""
@@ -197,7 +246,7 @@ def limits(facts: Facts) -> str:
     if _noised(facts):
         lines.append(
             "Models trained this way are known to loop inside a thought and to carry words of an earlier task into a "
-            "new one (context bleeding); how often this one does was not measured here. `ftllm chat` warns of loops."
+            f"new one (context bleeding); {_loops(facts)}. `ftllm chat` warns of loops."
         )
     if facts.tuned:
         lines.append(
@@ -207,6 +256,16 @@ def limits(facts: Facts) -> str:
         )
     lines.append("Quantization costs accuracy; the table of files says how much.")
     return "\n".join(f"- {line}" for line in lines if line)
+
+
+def _loops(facts: Facts) -> str:
+    """How often it was seen to loop."""
+    models = facts.evaluation.get("graded") or [{}]
+    overall = mapping(mapping(models[-1]).get("overall"))
+    looping = mapping(overall.get("looping")).get("value")
+    if not number(looping):
+        return "how often this one does was not measured here"
+    return f"of {overall.get('n')} graded replies {looping:.1%} looped; context bleeding was not measured"
 
 
 def _trained_conversations(facts: Facts) -> str:

@@ -67,6 +67,19 @@ def test_the_wrong_base_is_refused(nano: Path, tmp_path: Path) -> None:
         source.check_base(source.resolve("wrong", runs_root=tmp_path))
 
 
+def test_a_base_in_the_hubs_cache_is_called_as_its_repository(nano: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--lab--small-it" / "snapshots" / "c0ffee"
+    shutil.copytree(nano, snapshot)
+    found = source.resolve(str(snapshot))
+    assert (found.base_name, found.name) == ("small-it", "small-it")
+    run = make_run(tmp_path, "run", snapshot)
+    assert source.resolve(str(run.path)).name == "small-it-run"
+    base = {**run.read_manifest()["base"], "repo": "lab/small-it", "path": str(tmp_path / "emptied")}
+    run.write_manifest({**run.read_manifest(), "base": base})
+    with pytest.raises(UserError, match="lab/small-it is not on this machine"):  # rather than: not at .../emptied
+        source.resolve(str(run.path), offline=True)
+
+
 def test_a_four_bit_mirror_is_mapped_to_its_original(nano: Path, tmp_path: Path) -> None:
     adapter = make_run(tmp_path, "run", nano).adapter
     alone = shutil.copytree(adapter, tmp_path / "alone")

@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,6 +15,7 @@ from hub_run import write_gguf
 from hub_server import Hub
 from huggingface_hub import ModelCard
 
+from ftllm.data.sources import DataFile, FileFacts, record
 from ftllm.errors import UserError
 from ftllm.hub import card, facts
 from ftllm.hub.card import Page, read_extra, render
@@ -93,11 +95,13 @@ def test_a_model_that_was_only_quantized(tmp_path: Path) -> None:
     assert "fine-tuned" not in render(page)
 
 
-def test_data_sets_on_the_hub_are_named(page: Page) -> None:
-    data = [{"repo": "org/data", "revision": "c0ffee", "path": "/x/train.jsonl", "use": "data", "conversations": 248}]
+def test_data_sets_on_the_hub_are_named(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text("{}")
+    file = DataFile(tmp_path / "train.jsonl", "org/data/train.jsonl", "org/data", "c0ffee")
+    data = [record(file, FileFacts(), "data"), record(replace(file, repository="org/other"), FileFacts(), "eval")]
     page = replace(page, facts=replace(page.facts, manifest={**page.facts.manifest, "data": data}))
     assert card.front_matter(page)["datasets"] == ["org/data"]
-    assert "[org/data](https://huggingface.co/datasets/org/data)" in sections(render(page))["Data"]
+    assert "[org/data](https://huggingface.co/datasets/org/data) at `c0ffee`" in sections(render(page))["Data"]
 
 
 def test_the_table_of_files(page: Page) -> None:
@@ -165,6 +169,26 @@ def test_what_was_measured_and_given_is_there(page: Page) -> None:
     for command in ("ftllm chat", "llama-cli -hf", "ollama run hf.co/"):
         assert f"{command.rstrip('/')}" in text["Use"]
         assert "owner/think-GGUF:Q4_K_M" in text["Use"]
+
+
+def test_graded_replies_are_shown_with_their_intervals(page: Page) -> None:
+    def graded(name: str, right: float, thinks: float) -> dict[str, Any]:
+        part: dict[str, Any] = {"n": 8, "looping": {"value": 0.25, "low": 0.1, "high": 0.4}}
+        part |= {"accuracy": {"value": right, "low": 0.2, "high": 0.9}, "think_rate": {"value": thinks}}
+        return {"model": name, "file": f"/home/me/{name}.gguf", "overall": part, "tags": {"hard": part}}
+
+    report = {
+        "data": {"paths": ["/home/me/held.jsonl"], "prompts": 8},
+        "settings": {"temperature": 0.0},
+        "graded": [graded("base", 0.25, 0.0), graded("think", 0.75, 1.0)],
+    }
+    text = sections(render(replace(page, facts=replace(page.facts, evaluation=report))))
+    assert "Replies to 8 graded prompts (`held.jsonl`) through llama.cpp, greedy" in text["Did it work?"]
+    assert "|  | `base.gguf` | `think.gguf` |" in text["Did it work?"]
+    assert "| right, all (8) | 25.0% (20.0 to 90.0) | 75.0% (20.0 to 90.0) |" in text["Did it work?"]
+    assert "| thinks first, `hard` (8) | 0.0% | 100.0% |" in text["Did it work?"]
+    assert "of 8 graded replies 25.0% looped" in text["Limits"]
+    assert "was not measured here" in sections(render(page))["Limits"]
 
 
 def test_worse_is_called_worse(page: Page) -> None:
