@@ -85,7 +85,8 @@ def publish(request: PushRequest, reporter: Reporter) -> list[dict[str, Any]]:
         if not reporter.json_lines:
             print(item.url)
         kept = f", {len(item.unchanged)} unchanged" if item.unchanged else ""
-        what = f"{len(item.sent)} files published{kept}" if item.sent else "nothing has changed since the last push"
+        files = "1 file" if len(item.sent) == 1 else f"{len(item.sent)} files"
+        what = f"{files} published{kept}" if item.sent else "nothing has changed since the last push"
         reporter.say(what)
     return [
         {"repo": item.repo, "url": item.url, "commit": item.commit, "sent": item.sent, "unchanged": item.unchanged}

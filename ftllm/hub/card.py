@@ -138,9 +138,8 @@ def _introduction(page: Page) -> str:
         else code(facts.base_name or "its base")
     )
     header = facts.header
-    size = (
-        f" {header.n_params / 1e9:.3g} billion parameters, {header.architecture}." if header and header.n_params else ""
-    )
+    weights = facts.quantizations[0].parameters if facts.quantizations else 0
+    size = f" {_count(weights)} parameters, {header.architecture}." if header and weights else ""
     context = f" Context: {header.n_ctx_train} tokens." if header and header.n_ctx_train else ""
     how = training.method(facts)
     made = f"{base}, fine-tuned ({how})" if how else f"{base}, fine-tuned" if facts.tuned else base

@@ -29,6 +29,7 @@ class Quantization:
 
     Attributes:
         paths: the file, or its shards in order.
+        parameters: weights, of all shards.
         entry: what export.json says about it; empty where it says nothing.
     """
 
@@ -37,6 +38,7 @@ class Quantization:
     bytes: int
     bits_per_weight: float
     imatrix: bool
+    parameters: int = 0
     entry: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -211,7 +213,7 @@ def _quantization(candidate: catalogue.Candidate, record: dict[str, dict[str, An
     weights = sum(header.n_params for header in headers)
     bits = 8 * sum(header.tensor_bytes for header in headers) / weights if weights else 0.0
     imatrix = any(key.startswith("quantize.imatrix.") for key in headers[0].metadata)
-    return Quantization(paths, candidate.type, candidate.size, bits, imatrix, entry)
+    return Quantization(paths, candidate.type, candidate.size, bits, imatrix, weights, entry)
 
 
 def _entry(paths: Sequence[Path], record: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -2,8 +2,11 @@
 
 Large files are sent first, one after the other, which publishes nothing: Ctrl-C ends it at once, and what arrived is
 not sent again. Then a single commit names all of them together with the card, on top of the state that the card was
-written for; so the repository is never half published, and nobody's edit is lost. All of it is huggingface_hub's own
-`preupload_lfs_files` and `create_commit`; here is the order, and the patience.
+written for; so the repository is never half published, and nobody's edit is lost. A commit of its own for the card,
+after the files', would leave a moment, or after a cut line an evening, in which files stand there without their license
+and hashes, or with the card of other ones. Of two repositories that name each other, all files of both are sent before
+the first commit. All of it is huggingface_hub's own `preupload_lfs_files` and `create_commit`; here is the order, and
+the patience.
 """
 
 from __future__ import annotations

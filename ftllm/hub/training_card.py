@@ -67,24 +67,32 @@ def graded(facts: Facts) -> str:
     models = [model for model in report.get("graded") or [] if isinstance(model, dict)]
     if not models or not mapping(models[-1].get("overall")).get("n"):
         return ""
-    rows = []
-    tags = [None, *mapping(models[-1].get("tags"))]
-    for title, key, percent in GRADED:
-        for tag in tags:
-            parts = [
-                mapping(model.get("overall") if tag is None else mapping(model.get("tags")).get(tag))
-                for model in models
-            ]
-            if not all(number(mapping(part.get(key)).get("value")) for part in parts):
-                continue
-            name = f"{title}, {'all' if tag is None else code(tag)} ({parts[-1].get('n')})"
-            rows.append([name, *(_estimate(mapping(part[key]), percent) for part in parts)])
+    rows = [row for title, key, percent in GRADED if (row := _graded_row(models, title, key, percent))]
+    tagged = [
+        row
+        for title, key, percent in GRADED[:2]
+        for tag in mapping(models[-1].get("tags"))
+        if (row := _graded_row(models, title, key, percent, tag))
+    ]
     data, settings = mapping(report.get("data")), mapping(report.get("settings"))
     files = ", ".join(_file(path) for path in data.get("paths") or [])
     drawn = "greedy" if settings.get("temperature") == 0 else f"at temperature {_plain(settings.get('temperature'))}"
     names = [_file(model.get("file", model.get("model"))) for model in models]
     what = f"Replies to {data.get('prompts')} graded prompts ({files}) through llama.cpp, {drawn}, with 95 % intervals:"
-    return f"{what}\n\n{table(['', *names], rows, tuple(range(1, len(names) + 1)))}"
+    head, numbers = ["", *names], tuple(range(1, len(names) + 1))
+    text = f"{what}\n\n{table(head, rows, numbers)}"
+    if tagged:
+        text += f"\n\n<details><summary>By kind of prompt</summary>\n\n{table(head, tagged, numbers)}\n\n</details>"
+    return text
+
+
+def _graded_row(models: list[dict[str, Any]], title: str, key: str, percent: bool, tag: str | None = None) -> list[str]:
+    """One metric of each model, of all prompts or of those with a tag; empty where one has no such figure."""
+    parts = [mapping(model.get("overall") if tag is None else mapping(model.get("tags")).get(tag)) for model in models]
+    if not all(number(mapping(part.get(key)).get("value")) for part in parts):
+        return []
+    kind = "" if tag is None else f", {code(tag)}"
+    return [f"{title}{kind} ({parts[-1].get('n')})", *(_estimate(mapping(part[key]), percent) for part in parts)]
 
 
 def _file(path: object) -> str:
@@ -203,7 +211,12 @@ def data(facts: Facts) -> str:
         ]
         for file in files
     ]
-    return table(["data", "use", "conversations", "SHA-256"], rows, (2,)) if rows else ""
+    if not rows:
+        return ""
+    held_out = mapping(facts.manifest.get("rows")).get("held_out")
+    aside = held_out and not any(file.get("use") == "eval" for file in files)
+    note = f"\n\n{held_out} of these conversations were held out: measured on, not trained on." if aside else ""
+    return table(["data", "use", "conversations", "SHA-256"], rows, (2,)) + note
 
 
 def datasets(facts: Facts) -> list[str]:
@@ -269,12 +282,8 @@ def _loops(facts: Facts) -> str:
 
 
 def _trained_conversations(facts: Facts) -> str:
-    count = sum(
-        file.get("conversations", 0)
-        for file in facts.manifest.get("data") or []
-        if isinstance(file, dict) and file.get("use") != "eval" and isinstance(file.get("conversations"), int)
-    )
-    return f"{count} conversations" if count else ""
+    count = mapping(facts.manifest.get("rows")).get("training")
+    return f"{count} conversations" if isinstance(count, int) and count else ""
 
 
 def _noised(facts: Facts) -> bool:

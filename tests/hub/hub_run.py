@@ -81,7 +81,7 @@ def manifest(base: Path, place: Path) -> dict[str, Any]:
         "seed": 3407,
         "precision": {"weights": "nf4", "compute": "bfloat16", "adapter": "float32"},
         "trainable_parameters": 466944,
-        "rows": {"held_out": 12},
+        "rows": {"training": 236, "held_out": 12},
         "noise": {"unit": "word", "share_moved": 0.238, "moved": 562, "units": 2362},
         "results": {"steps": 20, "eval_before": 0.9063, "eval_nll": 0.0402, "eval_tokens": 4097},
         "versions": {"ftllm": "0.1.0", "torch": "2.13.0"},

@@ -125,7 +125,7 @@ def test_the_table_of_files(page: Page) -> None:
 
 def quantization(kind: str, bytes_: int, divergence: float | None) -> Quantization:
     entry = {} if divergence is None else {"verification": {"kl_divergence": divergence}}
-    return Quantization((Path(f"m-{kind}.gguf"),), kind, bytes_, 4.0, False, entry)
+    return Quantization((Path(f"m-{kind}.gguf"),), kind, bytes_, 4.0, False, entry=entry)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +162,8 @@ def test_what_was_measured_and_given_is_there(page: Page) -> None:
     assert "**Really moved: 23.8%** of 2362 units" in text["Training"]
     assert "rank 16, alpha 32, dropout 0, on attention and mlp" in text["Training"]
     assert "trained on 4-bit weights, merged into the 16-bit ones" in text["Training"]
+    assert "0.0164 million parameters, llama." in text["think-GGUF"]
+    assert "It was trained on 236 conversations" in text["Limits"]
     assert f"| `data.jsonl` | trained | 248 | `{'d' * 64}` |" in text["Data"]
     assert "<think>2+2</think>4" in text["Samples"]
     assert "`a" in text["Provenance"]
@@ -185,8 +187,9 @@ def test_graded_replies_are_shown_with_their_intervals(page: Page) -> None:
     text = sections(render(replace(page, facts=replace(page.facts, evaluation=report))))
     assert "Replies to 8 graded prompts (`held.jsonl`) through llama.cpp, greedy" in text["Did it work?"]
     assert "|  | `base.gguf` | `think.gguf` |" in text["Did it work?"]
-    assert "| right, all (8) | 25.0% (20.0 to 90.0) | 75.0% (20.0 to 90.0) |" in text["Did it work?"]
-    assert "| thinks first, `hard` (8) | 0.0% | 100.0% |" in text["Did it work?"]
+    assert "| right (8) | 25.0% (20.0 to 90.0) | 75.0% (20.0 to 90.0) |" in text["Did it work?"]
+    assert "| thinks first, `hard` (8) | 0.0% | 100.0% |" in text["Did it work?"].partition("<details>")[2]
+    assert "loop, `hard`" not in text["Did it work?"]
     assert "of 8 graded replies 25.0% looped" in text["Limits"]
     assert "was not measured here" in sections(render(page))["Limits"]
 

@@ -82,9 +82,13 @@ def test_a_run_from_the_hub_back_to_the_hub(
     parts = dict(split_sections(split_front_matter(text)[1]))
     train_file = sha256_file(Path(run.read_manifest()["data"][0]["path"]))
     assert f"[lab/sums](https://huggingface.co/datasets/lab/sums) at `{data.branches['main'][:12]}`" in parts["Data"]
+    assert "2 of these conversations were held out" in parts["Data"]
+    assert "It was trained on 18 conversations" in parts["Limits"]
+    assert "0.00525 billion" not in text
+    assert "5.25 million parameters, gemma3." in parts["think-GGUF"]
     assert f"`train.jsonl` | trained | 20 | `{train_file}`" in parts["Data"]
     assert f"lab/nano at `{base.branches['main']}`" in parts["Provenance"]
-    assert "| right, all (3) |" in parts["Did it work?"]
+    assert "| right (3) |" in parts["Did it work?"]
     assert "negative log-likelihood per assistant token" in parts["Did it work?"]
     assert "![loss by step](loss.svg)" in parts["Did it work?"]
     assert "**trained**" in parts["Samples"]
