@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.segment import Segment
 from rich.style import Style
@@ -112,20 +113,25 @@ class Remark(Turn):
 
 
 class UserTurn(Turn):
-    """What the person said, as typed."""
+    """What the person said, as typed, below the names of the images they showed."""
 
-    def __init__(self, text: str, node: int | None = None, branch: tuple[int, int] = (1, 1)) -> None:
+    def __init__(
+        self, text: str, node: int | None = None, branch: tuple[int, int] = (1, 1), images: Sequence[str] = ()
+    ) -> None:
         self.text = text
         self.node = node
         self.branch = branch
+        self.shown = ", ".join(Path(image).name for image in images)
 
     def draw(self, page: Page) -> list[Strip]:
         look = page.look
-        text = page.plain(harmless(self.text), look["user"], ("▌", look["user-bar"]))
-        return [*text, *branch_line(self.branch, page), page.blank]
+        bar = ("▌", look["user-bar"])
+        images = page.plain(f"image: {harmless(self.shown)}", look["muted"], bar) if self.shown else []
+        text = page.plain(harmless(self.text), look["user"], bar)
+        return [*images, *text, *branch_line(self.branch, page), page.blank]
 
     def estimate(self, page: Page) -> int:
-        return 1 + estimate(self.text, page) + (self.branch[1] > 1)
+        return 1 + estimate(self.text, page) + (self.branch[1] > 1) + bool(self.shown)
 
     def tools(self, *, last: bool) -> list[Tool]:
         del last

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tui_stage import MODEL, Clock, Replay
+from tui_stage import MODEL, Clock, Replay, Stage
 
 from ftllm.chat import store as chats
 from ftllm.chat.options import ChatOptions
@@ -29,3 +29,19 @@ def test_the_first_message_shows_the_images_and_the_engine_sees_them_ever_after(
         edited = conversation.nodes[0]
         conversation.edit(edited, "what?")
         assert engine.asked[2][0]["images"] == kept
+
+
+async def test_the_names_of_shown_images_stand_above_the_message(tmp_path: Path) -> None:
+    (tmp_path / "a cat.png").write_bytes(b"pixels")
+    stage = Stage(ChatOptions(images=(str(tmp_path / "a cat.png"),)))
+    async with stage.app.run_test() as pilot:
+        stage.engine.ready()
+        await stage.settle(pilot)
+        await stage.say(pilot, "What is this?")
+        stage.engine.text("A cat.")
+        stage.engine.done()
+        await stage.settle(pilot)
+        drawn = [line.strip() for line in stage.drawn()]
+        assert drawn[drawn.index("▌ What is this?") - 1] == "▌ image: a cat.png"
+        await stage.say(pilot, "Really?")
+        assert sum("image:" in line for line in stage.drawn()) == 1

@@ -246,7 +246,8 @@ class TalkScreen(Screen[None]):
         before = len(self.conversation.nodes)
         self._ask(lambda: self.conversation.ask(text))
         if self._turn is not None:
-            self.transcript.add(UserTurn(text, self.conversation.nodes[before].id), self._turn)
+            asked = self.conversation.nodes[before]
+            self.transcript.add(UserTurn(text, asked.id, images=asked.message.images), self._turn)
         else:
             self.query_one(Composer).give_back(text)
 
@@ -285,7 +286,7 @@ class TalkScreen(Screen[None]):
             turn, branch = known.get(node.id), (node.branch, node.branches)
             if turn is None or turn.branch != branch:
                 if node.message.role == "user":
-                    turn = UserTurn(node.message.content, node.id, branch)
+                    turn = UserTurn(node.message.content, node.id, branch, node.message.images)
                 else:
                     turn = ReplyTurn.of(node, self._clock, self._mode, byline(node, nodes[:place]))
             turns.append(turn)
