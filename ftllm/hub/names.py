@@ -9,6 +9,7 @@ from ftllm.errors import UserError
 from ftllm.hubfiles import NAME
 
 REFERENCE = re.compile(rf"(?:hf\.co/|https://huggingface\.co/|hf://)?({NAME.pattern})(?:@([\w./-]+))?(?::([\w.-]+))?")
+BRANCH = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
 # What publishers end a file's name with, perhaps behind a prefix of their own: UD-Q4_K_XL, i1-IQ2_M, BF16.
 TYPE = re.compile(r"(?:^|[-._])((?:UD-|i1-)?(?:T?I?Q\d\w*|BF16|F16|F32|FP16|FP32|MXFP4\w*))$", re.IGNORECASE)
@@ -42,6 +43,17 @@ def repository(given: str) -> str:
         raise UserError(
             f"{given!r} is not a repository name", "give your user or organization and a name: you/model-GGUF"
         )
+    return given
+
+
+def branch(given: str) -> str:
+    """A branch to commit to; told before anything is sent, by the main ones of git's rules (git-check-ref-format).
+
+    Raises:
+        UserError: git does not allow it.
+    """
+    if BRANCH.fullmatch(given) is None or ".." in given or given.endswith((".", "/", ".lock")):
+        raise UserError(f"{given!r} is no name of a branch", "use letters, digits, '.', '_', '-' and '/'")
     return given
 
 

@@ -127,6 +127,7 @@ def plan(request: PushRequest, reporter: Reporter) -> list[Page]:
     from huggingface_hub import constants
 
     repo = names.repository(request.repo)
+    names.branch(request.revision)
     if request.adapter and request.both:
         raise UserError("--adapter and --static-and-i1 exclude each other", "push twice, to different repositories")
     extra_front, extra = card.read_extra(request.card_extra) if request.card_extra else ({}, "")

@@ -14,6 +14,8 @@ import pytest
 from chat_command import ROOT, chat
 
 from ftllm.chat import store as chats
+from ftllm.chat.ask import Kept
+from ftllm.chat.options import ChatOptions
 from ftllm.chat.store import Node
 
 FILE = Path("ftllm") / "chats.db"
@@ -54,6 +56,19 @@ def test_a_session_goes_on_with_its_model_system_prompt_and_settings(
     assert len(shown(home)) == 6  # what is asked without --session is not kept
     with chats.open_store(home / FILE) as store:
         assert [info.title for info in chats.list_sessions(store)] == ["sums"]
+
+
+def test_two_programs_that_begin_one_session_at_once_share_it(tmp_path: Path) -> None:
+    with chats.open_store(tmp_path / "chats.db") as store:
+        first, second = Kept(store, "sums"), Kept(store, "sums")  # neither finds it
+        for kept, prompt in ((first, "1 + 1"), (second, "2 + 2")):
+            kept.begin(prompt, ChatOptions(), chats.Author())
+        (info,) = chats.list_sessions(store)
+        asked = [node for node in chats.all_nodes(store, info.id) if node.message.role == "user"]
+        assert [(node.parent, node.message.content, node.branches) for node in asked] == [
+            (None, "1 + 1", 2),
+            (None, "2 + 2", 2),
+        ]
 
 
 def test_a_question_that_could_not_be_asked_is_not_kept(scripted: Path, home: Path) -> None:

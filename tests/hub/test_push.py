@@ -75,6 +75,13 @@ def test_private_and_revision(owner: Hub, request_: PushRequest, reporter: Repor
     )
 
 
+@pytest.mark.parametrize("revision", ["a b", "a..b", "-x", "x.lock", "a//b", "x/", "", "ä\x1b"])
+def test_a_branch_that_git_does_not_allow(owner: Hub, request_: PushRequest, reporter: Reporter, revision: str) -> None:
+    with pytest.raises(UserError, match="is no name of a branch"):
+        push(replace(request_, revision=revision), reporter)
+    assert owner.repos == {}
+
+
 def test_private_does_not_mean_public(owner: Hub, request_: PushRequest, reporter: Reporter) -> None:
     owner.add(REPO)
     with pytest.raises(UserError, match="exists and is public"):
