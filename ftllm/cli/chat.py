@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ftllm.chat.store import SessionInfo
 
 INTERRUPTED = 130
+BUDGET_ENDS = 32  # tokens over the budget that the words take which end a thought
 Settings = TypeVar("Settings", LoadSettings, ReplyOptions)
 
 
@@ -264,13 +265,17 @@ def _batch(file: Path, wanted: Wanted, options: ChatOptions, parallel: int, outp
     journal = Journal(rows, target, options)
     if journal.results:
         reporter.say(f"going on: {len(journal.results)} of {len(rows)} were answered before")
-    failed, finished = 0, False
+    failed, finished, warned = 0, False, False
     try:
         with reporter.task("answering", len(rows), "rows") as bar:
 
             def show(number: int, result: Result) -> None:
-                nonlocal failed
+                nonlocal failed, warned
                 failed += "error" in result
+                over = _over_budget(result.get("thought_tokens") or 0, options)
+                if over and not warned:
+                    warned = True
+                    reporter.warn(f"row {number + 1}: {over}")
                 row = rows[number]
                 print(json_line(result if row.id is None else {"id": row.id, **result}), flush=True)
                 bar.advance()
@@ -288,6 +293,14 @@ def _batch(file: Path, wanted: Wanted, options: ChatOptions, parallel: int, outp
     return 0
 
 
+def _over_budget(thought_tokens: int, options: ChatOptions) -> str:
+    """That an endpoint has let a model think for longer than it was asked to; nothing where it has not."""
+    budget = options.reply.think_budget
+    if budget is None or thought_tokens <= budget + BUDGET_ENDS:
+        return ""
+    return f"it thought for {thought_tokens} tokens: this endpoint does not keep to --think-budget"
+
+
 def _warn(reply: Reply, options: ChatOptions) -> None:
     """Say why a reply is not what was hoped for."""
     message = reply.message
@@ -296,12 +309,8 @@ def _warn(reply: Reply, options: ChatOptions) -> None:
         print(f"warning: {where} repeats itself, {reply.loop.count} times; --loops stop ends that", file=sys.stderr)
     if reply.dropped:
         print(f"warning: the context is full, the {reply.dropped} oldest messages are left out", file=sys.stderr)
-    budget = options.reply.think_budget
-    if budget is not None and message.thought_tokens > budget + 32:  # some more for the words that end it
-        print(
-            f"warning: it thought for {message.thought_tokens} tokens: this endpoint does not keep to --think-budget",
-            file=sys.stderr,
-        )
+    if over := _over_budget(message.thought_tokens, options):
+        print(f"warning: {over}", file=sys.stderr)
     if message.stop_reason == "loop":
         what = "answer" if message.content else "thought"
         print(f"warning: the {what} went in circles and was stopped (--loops stop)", file=sys.stderr)

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -245,6 +246,19 @@ def test_a_server_that_keeps_the_line_open_after_the_end(acting: Acting) -> None
     actor, _ = acting(hanging(GOOD))
     done = chat(actor.remote.url, "-p", "x", "--model", "actor")
     assert (done.returncode, done.stdout, done.stderr) == (0, "Fine.\n", "")
+
+
+def test_a_budget_that_is_not_kept_is_told_once(acting: Acting, tmp_path: Path) -> None:
+    long = data(*[{"reasoning_content": f"{number} "} for number in range(60)], {"content": "Fine."}, finish="stop")
+    actor, _ = acting(saying(long), saying(long), saying(long))
+    ask = (actor.remote.url, "--model", "actor", "--think-budget", "20", "--no-show-thoughts")
+    done = chat(*ask, "-p", "x")
+    assert (done.returncode, done.stdout) == (0, "Fine.\n")
+    assert done.stderr == "warning: it thought for 60 tokens: this endpoint does not keep to --think-budget\n"
+    (tmp_path / "q.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    done = chat(*ask, "--batch", tmp_path / "q.jsonl")
+    assert done.returncode == 0
+    assert done.stderr.count("does not keep to --think-budget") == 1
 
 
 def test_several_models_are_named_and_none_is_guessed() -> None:
