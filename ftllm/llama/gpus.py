@@ -15,7 +15,11 @@ from pathlib import Path
 from ftllm.llama.machine import available_memory
 
 BACKENDS = re.compile("ggml-(cuda|hip|musa|vulkan|sycl|cann|opencl)")  # for GPUs with memory of their own
-ASKING = "import json; from ftllm.llama.placement import devices; print(json.dumps([d.free for d in devices()]))"
+ASKING = """
+import json
+from ftllm.llama.placement import devices
+print(json.dumps([device.free for device in devices() if not device.integrated]))
+"""
 SECONDS = 30.0  # that a driver may take
 
 

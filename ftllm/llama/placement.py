@@ -23,10 +23,11 @@ LAYER = re.compile(r"blk\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU: its name, and bytes of its memory that are free."""
+    """A GPU: its name, and bytes of its memory that are free; an `integrated` one's are the machine's."""
 
     name: str
     free: int
+    integrated: bool = False
 
 
 def devices() -> list[Device]:
@@ -45,7 +46,8 @@ def devices() -> list[Device]:
         if kind(device) in (GPU, INTEGRATED):
             free, total = ctypes.c_size_t(), ctypes.c_size_t()
             memory(device, ctypes.byref(free), ctypes.byref(total))
-            found.append(Device((describe(device) or b"GPU").decode("utf-8", "replace"), free.value))
+            name = (describe(device) or b"GPU").decode("utf-8", "replace")
+            found.append(Device(name, free.value, kind(device) == INTEGRATED))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,6 @@ from ftllm.export.pipeline import ExportRequest, export
 from ftllm.files import sha256_file
 from ftllm.hub.markdown import split_front_matter, split_sections
 from ftllm.hub.push import PushRequest, push
-from ftllm.llama.header import read_header
 from ftllm.progress import Reporter
 from ftllm.runs import Run
 
@@ -32,10 +32,18 @@ def command(*arguments: str) -> None:
     assert done.exit_code == 0, done.output
 
 
-def even_importance(path: Path, model: Path) -> Path:
-    """An importance matrix that finds every weight of a model equally important."""
-    shapes = {tensor.name: tensor.shape[0] for tensor in read_header(model).tensors if len(tensor.shape) == 2}
-    ones = {name: np.ones((1, columns), dtype=np.float32) for name, columns in shapes.items()}
+def even_importance(path: Path) -> Path:
+    """An importance matrix that finds all weights of nano's layers equally important."""
+    config = json.loads((NANO / "config.json").read_text())
+    columns = dict.fromkeys(("attn_q", "attn_k", "attn_v", "ffn_gate", "ffn_up"), config["hidden_size"])
+    columns["attn_output"] = config["num_attention_heads"] * config["head_dim"]
+    columns["ffn_down"] = config["intermediate_size"]
+    shapes = {
+        f"blk.{layer}.{name}.weight": (1, width)
+        for layer in range(config["num_hidden_layers"])
+        for name, width in columns.items()
+    }
+    ones = {name: np.ones(shape, dtype=np.float32) for name, shape in shapes.items()}
     counts = {name: np.ones(1, dtype=np.float32) for name in shapes}
     importance.save(path, ones, counts, dataset="nothing", chunks=1, chunk_size=512)
     return path
@@ -45,32 +53,28 @@ def test_a_run_from_the_hub_back_to_the_hub(
     owner: Hub, reporter: Reporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    data = owner.add(
-        "lab/sums", {"train.jsonl": b"".join((NANO / "ft.jsonl").open("rb").readlines()[:20])}, type="dataset"
-    )
-    base = owner.add(
-        "lab/nano",
-        {path.name: path.read_bytes() for path in NANO.iterdir() if "token" in path.name or path.stem in KEPT},
-    )
+    rows = (NANO / "ft.jsonl").read_bytes().splitlines(keepends=True)
+    data = owner.add("lab/sums", {"train.jsonl": b"".join(rows[:20])}, type="dataset")
+    files = [path for path in NANO.iterdir() if "token" in path.name or path.stem in KEPT]
+    base = owner.add("lab/nano", {path.name: path.read_bytes() for path in files})
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_bytes(b"".join((NANO / "heldout.jsonl").read_bytes().splitlines(keepends=True)[:3]))
     training = ["--model", "lab/nano", "--data", "lab/sums", "--eval", "10%", "--name", "think"]
     command("train", *training, "--set", "max_steps=2", "--quiet")
     run = Run(tmp_path / "runs" / "think")
-    (split,) = {
-        Path(file.path).parent
-        for file in export(ExportRequest("think", ["Q8_0"], split_max_size="3M", verify="full"), reporter).files
-    }
-    matrix = even_importance(split / "nano.imatrix.gguf", next(split.glob("*-00001-of-*.gguf")))
-    export(ExportRequest("think", ["IQ4_XS"], imatrix=str(matrix), verify="quick"), reporter)
+    run.gguf.mkdir()
+    matrix = even_importance(run.gguf / "nano.imatrix.gguf")
+    quants = ["Q8_0", "IQ4_XS"]  # the first takes no importance matrix
+    export(ExportRequest("think", quants, imatrix=str(matrix), split_max_size="3M", verify="full"), reporter)
     command("eval", "think", "--data", str(prompts), "--max-tokens", "40", "--quiet")
 
     push(PushRequest("owner/think", "think", both=True), reporter)
     static, weighted = owner.repo("owner/think-GGUF").files, owner.repo("owner/think-i1-GGUF").files
-    shards = sorted(path.name for path in run.gguf.glob("*Q8_0-*.gguf"))
+    shards = sorted(path.name for path in run.gguf.glob("nano-think-Q8_0-*.gguf"))
     assert len(shards) > 1
     assert [name for name in sorted(static) if name.endswith(".gguf")] == shards
-    assert {name for name in weighted if name.endswith(".gguf")} == {"nano-think-IQ4_XS.gguf", matrix.name}
+    others = {path.name for path in run.gguf.glob("nano-think-IQ4_XS*.gguf")}
+    assert {name for name in weighted if name.endswith(".gguf")} == {*others, matrix.name}
     for name in (*shards, "loss.svg"):
         path = run.path / name if name == "loss.svg" else run.gguf / name
         assert static[name] == path.read_bytes()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import sqlite3
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 from ftllm.errors import UserError
 from ftllm.files import read_image, storage_error, whole_file
 
+PLACE = re.compile(r"[0-9a-f]{32}/[^/]+")
 LATELY = 3600.0  # seconds in which an image may be on its way into a message
 
 
@@ -51,7 +53,7 @@ def to_row(folder: Path | None, images: Sequence[str]) -> str:
 
 def from_row(folder: Path | None, text: str) -> tuple[str, ...]:
     """The paths of the images of a row."""
-    return tuple(str(folder / name) if folder else name for name in _names(text))
+    return tuple(str(folder / name) for name in _names(text)) if folder else tuple(json.loads(text))
 
 
 def tidy(folder: Path, connection: sqlite3.Connection, rows: Iterable[str] | None = None) -> None:
@@ -71,9 +73,9 @@ def tidy(folder: Path, connection: sqlite3.Connection, rows: Iterable[str] | Non
 
 
 def _names(text: str) -> list[str]:
-    """The names in a row; none where the row was damaged."""
+    """The places in the folder that a row names; nothing else that a damaged row may hold."""
     try:
-        return [name for name in json.loads(text) if name]
+        return [name for name in json.loads(text) if PLACE.fullmatch(name)]
     except (ValueError, TypeError):
         return []
 

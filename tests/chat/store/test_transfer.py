@@ -99,6 +99,11 @@ def test_images_go_along(tmp_path: Path) -> None:
     assert "*(image: a.png)*" in chats.to_markdown(store, info.id)
     edited = chats.edit(store, asked.id, "what?")
     assert edited.message.images == asked.message.images
+    with store.writing() as db:  # as damage may leave it
+        db.execute('UPDATE messages SET images = \'["..", "../../x", "/etc/passwd"]\' WHERE id = ?', (asked.id,))
+    assert chats.get_node(store, asked.id).message.images == ()
+    chats.erase_session(store, info.id)
+    assert (tmp_path / "data" / "chats.db").is_file()
     value["messages"][0]["images"][0]["data"] = "?"
     with pytest.raises(UserError, match="not a whole session"):
         chats.from_json(store, value)
