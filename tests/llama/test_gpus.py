@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ def test_a_build_for_gpus_is_known_by_its_libraries(tmp_path: Path, monkeypatch:
     (tmp_path / "llama_cpp" / "lib").mkdir(parents=True)
     (tmp_path / "llama_cpp" / "__init__.py").touch()
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "llama_cpp", raising=False)  # else that one is found
     (tmp_path / "llama_cpp" / "lib" / "libggml-metal.dylib").touch()  # its memory is the machine's
     assert not gpus.has_backend()
     (tmp_path / "llama_cpp" / "lib" / "libggml-cuda.so").touch()
