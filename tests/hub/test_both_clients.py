@@ -47,7 +47,7 @@ SOME = (
     "test_push.py::test_private_and_revision",
     "test_push.py::test_who_may_not",
     "test_push.py::test_a_lost_answer_to_a_commit_is_no_second_commit",
-    "test_pull.py::test_a_cut_download_goes_on_where_it_was",
+    "test_pull.py::test_a_cut_download_goes_on",
     "test_card.py::test_the_hub_validates_it",
 )
 

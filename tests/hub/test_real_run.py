@@ -49,6 +49,7 @@ def even_importance(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow  # three programs that import torch
 def test_a_run_from_the_hub_back_to_the_hub(
     owner: Hub, reporter: Reporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
