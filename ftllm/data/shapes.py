@@ -338,7 +338,8 @@ def respelling(spellings: Mapping[str, int], template: str | None) -> str | None
     other = {spelling: rows for spelling, rows in spellings.items() if known.get(spelling, model.open) != model.open}
     if not other:
         return None
-    written = " and ".join(f"{spelling.strip()} ({rows} rows)" for spelling, rows in sorted(other.items()))
+    counted = ((spelling.strip(), f"{rows} row{'s' * (rows > 1)}") for spelling, rows in sorted(other.items()))
+    written = " and ".join(f"{spelling} ({rows})" for spelling, rows in counted)
     tags = f"{model.open.strip()} and {model.close}"
     return f"the data writes thoughts with {written}; they are trained between the model's own tags, {tags}"
 
