@@ -12,6 +12,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from ftllm.errors import UserError, WorkError
@@ -19,6 +20,7 @@ from ftllm.runs import DEFAULT_RUNS, Run
 
 T = TypeVar("T")
 CPU = "ACCELERATE_TORCH_DEVICE"
+WAIT = timedelta(hours=2)  # for the first process, which hashes the base and lets the model answer, alone
 LOST = ".lost"  # in a run: one of its processes has said that another is gone
 GONE = re.compile(r"gloo|connection (closed|reset|refused)|broken pipe|nccl|process ?group|TCPStore", re.IGNORECASE)
 
@@ -67,7 +69,7 @@ class Processes:
         if not torch.cuda.is_available():  # else it is called cpu:0, which torch.load does not know when resuming
             os.environ.setdefault(CPU, "cpu")
         try:
-            PartialState(cpu=not torch.cuda.is_available())
+            PartialState(cpu=not torch.cuda.is_available(), timeout=WAIT)
         except (RuntimeError, ValueError, OSError) as error:
             reason = " ".join(str(error).split())[:200]
             raise WorkError(
