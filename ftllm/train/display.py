@@ -28,10 +28,7 @@ def announce(run: Run, prepared: Prepared, manifest: dict[str, Any], step: int, 
         f"{trainable / 1e6:.2f} M trainable parameters, backend {prepared.backend} ({prepared.reason})"
     )
     if prepared.parent:
-        how = "kept, with a new one beside it" if prepared.parent.kept else "trained on"
-        reporter.say(
-            f"going on from {prepared.parent.run.name}, whose adapter of rank {prepared.parent.lora.rank} is {how}"
-        )
+        reporter.say(f"going on from {prepared.parent.summary}")
     if plan.units_of_text:
         reporter.say(f"noise moves {plan.share_moved:.1%} of the user turns' {plan.units_of_text} units")
     if device.kind == "cuda" and prepared.processes.count == 1 and (found := backend.gpus()) > 1:

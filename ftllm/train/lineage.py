@@ -58,6 +58,12 @@ class Parent:
         """How much of the rank is the parent's and not trained."""
         return self.lora.rank if self.mode == "merge" else 0
 
+    @property
+    def summary(self) -> str:
+        """What is gone on from, and with what of it."""
+        how = "kept, with a new one beside it" if self.kept else "trained on"
+        return f"{self.run.name}, whose adapter of rank {self.lora.rank} is {how}"
+
     def lora_with(self, own: LoraConfig) -> LoraConfig:
         """The shape of the adapter that holds the parent's and a training's own."""
         if not self.kept:

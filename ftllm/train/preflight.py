@@ -86,6 +86,7 @@ def facts(prepared: Prepared, needed: Needs) -> dict[str, Any]:
         "steps": prepared.steps,
         "memory": {**asdict(needed.memory), "total": needed.memory.total},
         "disk": {"needed": needed.disk, "free": needed.disk_free},
+        "from": prepared.parent.record() if prepared.parent else None,
         "backend": prepared.backend,
         "device": asdict(prepared.device),
         "base": {"path": str(prepared.base.path), "parameters": prepared.base.parameters()},
@@ -102,6 +103,8 @@ def _show(prepared: Prepared, needed: Needs, console: Console) -> None:
         console.print(Text(f"{label:<10}", style="bold") + Text(text))
 
     line("model", f"{prepared.base.path} ({prepared.base.parameters() / 1e6:.1f} M weights)")
+    if prepared.parent:
+        line("from", prepared.parent.summary)
     line("device", f"{device.kind}, {device.precision}, backend {prepared.backend} ({prepared.reason})")
     for file in prepared.corpus.files:
         use = ", held out" if file["use"] == "eval" else ""

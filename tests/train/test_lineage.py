@@ -117,6 +117,26 @@ def test_a_new_adapter_beside_a_merged_one_is_what_peft_makes_of_both(trained: T
     )
 
 
+def test_a_dry_run_says_what_it_would_go_on_from(trained: Trainer, first: Run) -> None:
+    data = trained.given["data"]
+    assert isinstance(data, list)
+    command = [
+        "train",
+        "--stage",
+        "sft",
+        "--from",
+        first.name,
+        "--runs",
+        str(trained.runs),
+        "--data",
+        data[0],
+        "--dry-run",
+    ]
+    ended = CliRunner().invoke(build(command), command)
+    assert "from      first, whose adapter of rank 4 is trained on\n" in ended.output
+    assert "rank: 4" in ended.output
+
+
 def test_an_interrupted_stage_goes_on_to_the_same_adapter(trained: Trainer, first: Run) -> None:
     given = {"from_run": str(first.path), "from_adapter": "merge", "lora__rank": 2, **STEPS}
     whole = trained("whole", **given)
