@@ -11,7 +11,7 @@ from ftllm import __version__
 from ftllm.errors import UserError
 from ftllm.hub import files_table, kept
 from ftllm.hub import training_card as training
-from ftllm.hub.facts import Facts, Quantization, mapping
+from ftllm.hub.facts import MODELFILE, Facts, Quantization, mapping
 from ftllm.hub.markdown import code, fenced, split_front_matter, table
 from ftllm.hub.terms import Terms
 
@@ -170,6 +170,7 @@ def _other_files(page: Page) -> str:
     named = [
         f"{code(path.name)} ({next((text for key, text in known.items() if key in path.name), 'for Ollama')})"
         for path in page.facts.others
+        if path.name != MODELFILE or any(len(item.paths) == 1 for item in page.facts.quantizations)
     ]
     return f"Beside them: {', '.join(named)}." if named else ""
 

@@ -19,8 +19,9 @@ from ftllm.runs import Run
 
 RECORD = "export.json"
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+MODELFILE = "Modelfile"
 # Published beside the models where an export made them.
-BESIDE = ("Modelfile*", "template", "system", "params", "*imatrix*", "mmproj*.gguf", "*mmproj*.gguf")
+BESIDE = (MODELFILE, "template", "system", "params", "*imatrix*", "mmproj*.gguf", "*mmproj*.gguf")
 
 
 @dataclass(frozen=True)

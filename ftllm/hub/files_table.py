@@ -127,10 +127,11 @@ def commands(items: Sequence[Quantization], repo: str) -> list[tuple[str, str, s
     """How to run it: title, what to say, and the code."""
     best = recommended(items) or min(items, key=lambda item: item.bytes)
     named = f"{repo}:{best.type}"
+    whole = [best] if len(best.paths) == 1 else [item for item in items if len(item.paths) == 1]
     return [
         ("ftllm", "", f"ftllm chat {named}"),
         ("llama.cpp", "", f"llama-cli -hf {named}\nllama-server -hf {named}"),
-        ("Ollama", "", f"ollama run hf.co/{named}"),
+        *([("Ollama", "", f"ollama run hf.co/{repo}:{whole[0].type}")] if whole else []),  # it reads no shards
         (
             "LM Studio",
             f"Search for {code(repo)} in the model search, or",

@@ -11,7 +11,7 @@ from typing import Any
 
 from ftllm import runs
 from ftllm.errors import UserError
-from ftllm.hub import card, facts, names, terms
+from ftllm.hub import card, facts, files_table, names, terms
 from ftllm.hub.card import Page
 from ftllm.hub.facts import Facts
 from ftllm.hub.publish import Item, Published, Publisher, Remote, Target, watched
@@ -19,6 +19,7 @@ from ftllm.hubfiles import is_offline, told
 from ftllm.progress import Reporter
 
 ADAPTER_FILES = ("adapter_model.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+FROM = re.compile(r"^FROM[ \t]+(.+?)[ \t]*$", re.MULTILINE | re.IGNORECASE)
 LOCAL = re.compile(r"(?<![\w.:/~-])(?:~?/|[A-Za-z]:\\)[^\s\"']*")
 STATIC, IMATRIX = "Static quantizations", "Quantizations with an importance matrix"
 
@@ -183,7 +184,10 @@ def target(page: Page) -> Target:
     """The files of a repository, smallest first, without its card."""
     known = page.facts
     paths = [path for item in known.quantizations for path in item.paths]
-    items = [Item(path.name, path) for path in (*paths, *known.others)]
+    others = [path for path in known.others if path.name != facts.MODELFILE]
+    items = [Item(path.name, path) for path in (*paths, *others)]
+    if recipe := modelfile(known):
+        items.append(Item(facts.MODELFILE, recipe))
     if page.adapter:
         items = [Item(path.name, path) for path in _adapter_files(known.place)]
         items.append(Item(facts.ADAPTER[0], public_adapter(known)))
@@ -194,6 +198,24 @@ def target(page: Page) -> Target:
     unique = {item.path: item for item in items}
     ordered = sorted(unique.values(), key=lambda item: (item.size, item.path))
     return Target(page.repo, tuple(ordered), lambda before: card.render(page, before))
+
+
+def modelfile(known: Facts) -> bytes | None:
+    """The Modelfile, from a file of its own repository: a pair has one, and it was written for either of them.
+
+    None without one, and where all models are in shards, which Ollama does not read.
+    """
+    path = next((path for path in known.others if path.name == facts.MODELFILE), None)
+    whole = [item for item in known.quantizations if len(item.paths) == 1]
+    if path is None or not whole:
+        return None
+    text = path.read_text(encoding="utf-8", errors="replace")
+    named = FROM.search(text)
+    if named and Path(named[1]).name in {item.name for item in whole}:
+        start = Path(named[1]).name
+    else:
+        start = (files_table.recommended(whole) or whole[0]).name
+    return FROM.sub(lambda _: f"FROM ./{start}", text, count=1).encode()
 
 
 def public(value: Any) -> Any:

@@ -110,6 +110,7 @@ def test_two_families(owner: Hub, run: Run, reporter: Reporter) -> None:
     write_gguf(run.gguf / "gemma.imatrix.gguf", "F32", general__type="imatrix")
     with pytest.raises(UserError, match="without"):
         push(PushRequest(REPO, str(only_weighted(run)), both=True), reporter)
+    (run.gguf / "Modelfile").write_text("# made\nFROM ./gemma-think-Q4_K_M.gguf\nPARAMETER num_ctx 8192\n")
     push(PushRequest("owner/think", str(run.path), both=True), reporter)
     static, weighted = owner.repo("owner/think-GGUF").files, owner.repo("owner/think-i1-GGUF").files
     assert [name for name in sorted(static) if "imatrix" in name or "i1" in name] == []
@@ -117,6 +118,8 @@ def test_two_families(owner: Hub, run: Run, reporter: Reporter) -> None:
         "gemma-think-i1-Q4_K_M.gguf",
         "gemma.imatrix.gguf",
     ]
+    assert static["Modelfile"] == (run.gguf / "Modelfile").read_bytes()
+    assert weighted["Modelfile"] == b"# made\nFROM ./gemma-think-i1-Q4_K_M.gguf\nPARAMETER num_ctx 8192\n"
     assert f"[owner/think-i1-GGUF]({owner.url}/owner/think-i1-GGUF)" in static["README.md"].decode()
     assert f"[owner/think-GGUF]({owner.url}/owner/think-GGUF)" in weighted["README.md"].decode()
 
