@@ -49,10 +49,14 @@ class Command:
 
 # Words for what has a key, or for what has none: by action. Those whose action does not exist are left out.
 WORDS = (
-    Command("keys", "Show every key and command", "help"),
     Command("models", "Talk to another model", "model", "[NAME]"),
     Command("presets", "Take a preset: a system prompt and settings under a name", "preset", "[NAME]"),
     Command("settings", "Show and change all settings", "settings"),
+    Command("keys", "Show every key and command", "help"),
+    *(
+        Command(f"set('{setting.name}')", f"{setting.label}: {setting.help}", setting.command, "[VALUE]")
+        for setting in SETTINGS
+    ),
     Command("keep_preset", "Keep the system prompt and settings as a preset", "keep-preset", "NAME"),
     Command("drop_preset", "Remove a preset", "drop-preset", "NAME"),
     Command("keep_defaults", "Begin new conversations with these settings", "keep-defaults"),
@@ -70,10 +74,6 @@ WORDS = (
     Command("export", "Write the session to a Markdown or JSON file", "export", "[FILE]"),
     Command("toggle_dark", "", "dark"),
     Command("quit", "", "quit"),
-    *(
-        Command(f"set('{setting.name}')", f"{setting.label}: {setting.help}", setting.command, "[VALUE]")
-        for setting in SETTINGS
-    ),
 )
 
 
@@ -141,6 +141,11 @@ def possible(screen: DOMNode, command: Command) -> bool:
     target = _target(screen, command.action)
     _, name, parameters = actions.parse(command.action)
     return target is not None and bool(target.check_action(name, parameters))
+
+
+def rank(command: Command) -> int:
+    """Its place among the words: what is wanted more often comes first."""
+    return next((place for place, word in enumerate(WORDS) if word.action == command.action), len(WORDS))
 
 
 async def perform(screen: DOMNode, command: Command, text: str = "") -> bool:

@@ -58,6 +58,11 @@ class Meter:
         self._first_time: float | None = None
         self._running = False
 
+    def name(self, model: str) -> None:
+        """Another model is being loaded."""
+        self.figures = Figures(model, "loading")
+        self._running = False
+
     def asked(self) -> None:
         """A message was sent: a reply begins."""
         self._prompt_tokens = self._closed_thoughts = self._open_thought = self._pieces = 0

@@ -34,6 +34,8 @@ class Talker(Protocol):
         top_p: float | None = None,
         min_p: float | None = None,
         repeat_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        presence_penalty: float | None = None,
     ) -> None:
         """Sample the rest of the reply under way in another way; None leaves a setting as it is."""
 

@@ -45,6 +45,17 @@ def one_line(text: str, width: int) -> str:
     return line if cell_len(line) <= width else cut(line, max(width - 1, 0)) + "…"
 
 
+def shortened(text: str, width: int) -> str:
+    """The text on one line of at most `width` cells, its middle left out: names of models differ at their ends."""
+    line = " ".join(harmless(text).split())
+    if cell_len(line) <= width:
+        return line
+    head = cut(line, max(width - 1, 0) // 3)
+    tail_cells = max(width - 1 - cell_len(head), 0)
+    start = next(place for place in range(len(line) + 1) if cell_len(line[place:]) <= tail_cells)
+    return f"{head}…{line[start:]}"
+
+
 def cut(text: str, width: int) -> str:
     """The longest beginning of `text` that fits `width` cells."""
     return _cut(text, width)[0]

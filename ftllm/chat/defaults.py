@@ -11,7 +11,6 @@ temperature = 0.2
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
@@ -129,8 +128,9 @@ def write_preset(path: Path, name: str, values: Values | None) -> None:
         import tomlkit
 
         presets = document.setdefault(PRESETS, tomlkit.table(is_super_table=True))
-        presets.pop(name, None)
-        if values is not None:
+        if values is None:
+            presets.pop(name, None)
+        else:
             presets[name] = tomlkit.table()
             _put(presets[name], values)
         if not presets:
@@ -194,6 +194,8 @@ def _meant(name: str, known: tuple[str, ...]) -> str:
     """What to say about a name that is none."""
     if name in BY_NAME:
         return "a preset has none; put it at the beginning of the file"
+    import difflib
+
     called = {BY_NAME[key].command: key for key in known} | {key: key for key in known}
     near = difflib.get_close_matches(name, called, 1)
     return f"did you mean {called[near[0]]}?" if near else f"there are {', '.join(known)}"

@@ -15,9 +15,9 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from ftllm import __version__
 from ftllm.chat import wire
 from ftllm.chat.events import AnyEvent, Done, DoneReason, Failed, Loaded, LoopSuspected, Stats, ThinkEndReason
+from ftllm.chat.offers import context_length, parse_models, request_headers
 from ftllm.chat.options import LoadSettings, ReplyOptions
 from ftllm.chat.prompt import is_begun
 from ftllm.chat.refusals import BusyError, check, lost
@@ -37,7 +37,6 @@ TRIES = 4
 PAUSE_SECONDS = 0.5  # before the second try; doubled for each further one
 LONGEST_PAUSE = 30.0  # of those that a server asks for
 TOO_LONG = ("max_tokens", "max_completion_tokens", "context length", "maximum context")
-CONTEXT_FIELDS = ("max_model_len", "n_ctx", "context_length", "context_window", "n_ctx_train")
 DONE_REASONS: dict[str, DoneReason] = {"length": "length", "loop": "loop"}
 
 
@@ -180,9 +179,7 @@ class Endpoint:
                     )
                 self._remote = remote = Remote(remote.url, "".join(self._names))
             info: dict[str, Any] = next((model for model in models if model.get("id") == remote.model), {})
-            facts = {**info, **(info["meta"] if isinstance(info.get("meta"), dict) else {})}
-            lengths = (facts.get(name) for name in CONTEXT_FIELDS)
-            self._n_ctx = next((length for length in lengths if isinstance(length, int) and length > 0), 0)
+            self._n_ctx = context_length(info)
         except UserError as error:
             self._remote = None
             self._emit(self._failed(0, error))
@@ -192,16 +189,11 @@ class Endpoint:
 
     async def _models(self) -> list[dict[str, Any]]:
         """What the endpoint has; nothing where it does not tell."""
-        response = await self._http().get(f"{self._target.url}/models", headers=self._headers())
+        response = await self._http().get(f"{self._target.url}/models", headers=request_headers(self._key))
         if response.status_code in (404, 405) and self._target.model:
             return []
         self._check(response, response.content)
-        try:
-            models = response.json()["data"]
-            return [model for model in models if isinstance(model, dict)]
-        except (ValueError, KeyError, TypeError):
-            said = wire.excerpt(response.text)
-            raise UserError(f"{self._target.url} does not speak the OpenAI API: {said}", wire.NOT_OPENAI) from None
+        return parse_models(self._target, response.text)
 
     async def _reply(self, course: _Course) -> None:
         streaming = asyncio.ensure_future(self._retrying(lambda: self._stream(course), course))
@@ -272,7 +264,7 @@ class Endpoint:
             await self._take(course, body)
 
     async def _take(self, course: _Course, body: dict[str, Any]) -> None:
-        url, headers = f"{self._target.url}/chat/completions", self._headers()
+        url, headers = f"{self._target.url}/chat/completions", request_headers(self._key)
         async with self._http().stream("POST", url, json=body, headers=headers) as response:
             if response.status_code != 200:
                 self._check(response, await _beginning(response))
@@ -363,10 +355,6 @@ class Endpoint:
         if self._remote is None:
             raise WorkError("no model is chosen")
         return self._remote
-
-    def _headers(self) -> dict[str, str]:
-        agent = {"User-Agent": f"ftllm/{__version__}"}
-        return agent | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
 
     def _http(self) -> httpx.AsyncClient:
         """The client, made on the loop. It follows no redirects: a key must not reach another host."""

@@ -154,11 +154,14 @@ class Engine:
         top_p: float | None = None,
         min_p: float | None = None,
         repeat_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        presence_penalty: float | None = None,
     ) -> None:
         """Sample the rest of the reply that is under way in another way; None leaves a setting as it is."""
         with self._lock:
             if self._pending:
-                self._send(SetSampling(self._pending[0], temperature, top_k, top_p, min_p, repeat_penalty))
+                penalties = (repeat_penalty, frequency_penalty, presence_penalty)
+                self._send(SetSampling(self._pending[0], temperature, top_k, top_p, min_p, *penalties))
 
     def save_state(self, path: Path) -> None:
         """Write what the model has read to a file, for `load_state` after a restart; `StateSaved` follows.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ftllm.errors import UserError
+from ftllm.runs import DEFAULT_RUNS
 
 if TYPE_CHECKING:
     from ftllm.chat.defaults import Defaults
@@ -61,7 +62,8 @@ class ReplyOptions:
         overflow: when the conversation outgrows the context: `drop` the oldest turns, keeping the system prompt, or
             `stop`.
         ignore_end: generate `max_tokens` tokens whatever comes, for measuring.
-        temperature, top_k, top_p, min_p, repeat_penalty: None for the GGUF's `general.sampling.*`, else the defaults.
+        temperature, top_k, top_p, min_p, and the penalties: None for the GGUF's `general.sampling.*`, else the
+            defaults of `ftllm.llama.sampling.Sampling`.
         seed: of the sampler; None for a new one each time.
     """
 
@@ -76,6 +78,8 @@ class ReplyOptions:
     top_p: float | None = None
     min_p: float | None = None
     repeat_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
     seed: int | None = None
 
 
@@ -88,6 +92,7 @@ class ChatOptions:
     system: str | None = None
     show_thoughts: bool = True
     images: tuple[str, ...] = ()  # files shown with the first message
+    runs: Path = DEFAULT_RUNS  # where runs are, for other models to talk to
     defaults: Defaults | None = None  # the settings file, which the screen offers and changes
     session: str | None = None  # title, number or uid of the session to go on with, or the title of a new one
 

@@ -325,7 +325,7 @@ def sampling_of(model: Model, options: ReplyOptions) -> Sampling:
 
 def changed_sampling(sampling: Sampling, choice: ReplyOptions | SetSampling) -> Sampling:
     """`sampling` with what `choice` says; None says nothing."""
-    names = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty")
+    names = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "frequency_penalty", "presence_penalty")
     given = {name: getattr(choice, name) for name in names}
     return replace(sampling, **{name: value for name, value in given.items() if value is not None})
 

@@ -74,11 +74,19 @@ class Voice:
         top_p: float | None = None,
         min_p: float | None = None,
         repeat_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        presence_penalty: float | None = None,
     ) -> None:
         """Sample the rest of the reply in another way, as `Engine.set_sampling`; an endpoint's goes on as it began."""
         if self._engine is not None and self._current is self._engine:
             self._engine.set_sampling(
-                temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repeat_penalty=repeat_penalty
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                min_p=min_p,
+                repeat_penalty=repeat_penalty,
+                frequency_penalty=frequency_penalty,
+                presence_penalty=presence_penalty,
             )
 
     def save_state(self, path: Path) -> None:

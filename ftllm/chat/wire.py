@@ -39,8 +39,8 @@ class Piece:
 def request_body(model: str, messages: Sequence[Mapping[str, Any]], options: ReplyOptions) -> dict[str, Any]:
     """The body of a request. What was not chosen is left to the server.
 
-    `top_k`, `min_p`, the penalty and the budget are not OpenAI's but are what llama-server, vLLM and others take them
-    for.
+    `top_k`, `min_p`, the repeat penalty and the budget are not OpenAI's but are what llama-server, vLLM and others take
+    them for.
     """
     chosen = {
         "temperature": options.temperature,
@@ -48,6 +48,8 @@ def request_body(model: str, messages: Sequence[Mapping[str, Any]], options: Rep
         "top_k": options.top_k,
         "min_p": options.min_p,
         "seed": options.seed,
+        "frequency_penalty": options.frequency_penalty,
+        "presence_penalty": options.presence_penalty,
         "repeat_penalty": options.repeat_penalty,  # llama.cpp's name
         "repetition_penalty": options.repeat_penalty,  # vLLM's
         "reasoning_budget_tokens": options.think_budget,  # llama.cpp's

@@ -141,6 +141,7 @@ def chat(
         reply=_changed(reply_options(defaults.values), said, given, temperature="temp"),
         system=_system(system) if "system" in given else defaults.system,
         show_thoughts=show_thoughts and not quiet,
+        runs=runs,
         defaults=defaults,
         session=session,
         images=tuple(str(path.expanduser().resolve()) for path in image or []),

@@ -197,7 +197,7 @@ def _shared(prompts: Sequence[Sequence[int]]) -> int:
 
 def _sampler(job: _Job, index: int) -> Sampler | None:
     """A prompt's own sampler; None where the largest of the bare logits is all that is wanted."""
-    if job.sampling.greedy and job.sampling.repeat_penalty == 1.0:
+    if job.sampling.greedy and not job.sampling.penalizes:
         return None
     return Sampler(job.model, replace(job.sampling, seed=job.seeds[index]))
 

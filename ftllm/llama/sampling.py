@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
@@ -34,6 +34,8 @@ class Sampling:
         top_p: keep the likeliest that together have this probability; 1 keeps all.
         min_p: drop tokens less likely than this share of the likeliest; 0 drops none.
         repeat_penalty: divide the logits of the last 64 tokens by this; 1 leaves them.
+        frequency_penalty: take this from a token's logit for each time it is among them; 0 leaves it.
+        presence_penalty: take this from it once where it is among them; 0 leaves it.
         seed: None draws one.
     """
 
@@ -42,12 +44,19 @@ class Sampling:
     top_p: float = 0.95
     min_p: float = 0.05
     repeat_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
     seed: int | None = None
 
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token is always taken."""
         return self.temperature <= 0
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether recent tokens are made less likely."""
+        return (self.repeat_penalty, self.frequency_penalty, self.presence_penalty) != (1.0, 0.0, 0.0)
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Self:
@@ -113,7 +122,7 @@ class Sampler(Closing):
     def choose(self, logits: NDArray[np.float32]) -> int:
         """Choose a token from logits [n_vocab], remembering nothing but the state of the draw."""
         sampling = self.sampling
-        if sampling.repeat_penalty != 1.0:
+        if sampling.penalizes:
             logits = self._penalized(logits)
         best = int(logits.argmax())  # a NaN counts as largest
         if np.isnan(logits[best]):
@@ -133,11 +142,14 @@ class Sampler(Closing):
 
     def _penalized(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """A copy with recent tokens made less likely, as `llama_sampler_penalties_apply`."""
-        tokens = list(set(self._recent))
-        penalty = np.float32(self.sampling.repeat_penalty)
+        counts = Counter(self._recent)
+        tokens, times = list(counts), np.array(list(counts.values()), dtype=np.float32)
+        repeat, frequency, presence = map(
+            np.float32, (self.sampling.repeat_penalty, self.sampling.frequency_penalty, self.sampling.presence_penalty)
+        )
         changed = logits.copy()
         values = changed[tokens]
-        changed[tokens] = np.where(values <= 0, values * penalty, values / penalty)
+        changed[tokens] = np.where(values <= 0, values * repeat, values / repeat) - (times * frequency + presence)
         return changed
 
     def accept(self, token: int) -> None:

@@ -89,7 +89,16 @@ def test_what_is_asked(acting: Acting) -> None:
     talk.say("x")
     talk.say(
         "x",
-        ReplyOptions(temperature=0.0, top_k=5, seed=7, think="off", max_tokens=9, repeat_penalty=1.1, think_budget=3),
+        ReplyOptions(
+            temperature=0.0,
+            top_k=5,
+            seed=7,
+            think="off",
+            max_tokens=9,
+            repeat_penalty=1.1,
+            presence_penalty=1.5,
+            think_budget=3,
+        ),
     )
     plain, chosen = actor.asked
     assert plain == {
@@ -104,6 +113,7 @@ def test_what_is_asked(acting: Acting) -> None:
         "top_k": 5,
         "seed": 7,
         "max_tokens": 9,
+        "presence_penalty": 1.5,
         "repeat_penalty": 1.1,
         "repetition_penalty": 1.1,
         "reasoning_budget_tokens": 3,

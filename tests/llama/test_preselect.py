@@ -21,7 +21,11 @@ class Chain:
     def __init__(self, sampling: Sampling, n_vocab: int, *, draw: bool = True) -> None:
         self.api = api = native.api()
         self.chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
-        stages = [api.llama_sampler_init_penalties(n_vocab, 64, sampling.repeat_penalty, 0.0, 0.0)]
+        stages = [
+            api.llama_sampler_init_penalties(
+                n_vocab, 64, sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty
+            )
+        ]
         if sampling.top_k > 0:
             stages.append(api.llama_sampler_init_top_k(sampling.top_k))
         stages.append(api.llama_sampler_init_top_p(sampling.top_p, 1))
@@ -76,14 +80,14 @@ def test_the_same_tokens_survive_in_the_same_order(n_vocab: int) -> None:
         assert probabilities[between].sum() < 1e-4 * probabilities.sum()
 
 
-@pytest.mark.parametrize("penalty", [1.0, 1.3])
+@pytest.mark.parametrize("penalties", [(1.0, 0.0, 0.0), (1.3, 0.0, 0.0), (1.1, 0.4, -1.5)])
 @pytest.mark.parametrize(
     ("top_k", "top_p", "min_p"), [(0, 0.95, 0.05), (40, 0.95, 0.05), (0, 1.0, 0.1), (0, 0.9, 0.0), (0, 1.0, 0.0)]
 )
 def test_the_same_seed_draws_the_same_tokens(
-    gemma: Model, top_k: int, top_p: float, min_p: float, penalty: float
+    gemma: Model, top_k: int, top_p: float, min_p: float, penalties: tuple[float, float, float]
 ) -> None:
-    sampling = Sampling(0.9, top_k, top_p, min_p, penalty, seed=42)
+    sampling = Sampling(0.9, top_k, top_p, min_p, *penalties, seed=42)
     chain = Chain(sampling, 2000)
     mine, theirs = [], []
     with Sampler(gemma, sampling) as sampler:

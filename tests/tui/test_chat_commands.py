@@ -75,6 +75,16 @@ async def test_what_is_wrong_comes_back_to_be_mended() -> None:
         assert stage.engine.asked == []
 
 
+async def test_ctrl_u_deletes_a_folded_line() -> None:
+    stage = Stage()
+    async with stage.app.run_test(size=(40, 20)) as pilot:
+        composer = stage.screen.query_one(Composer)
+        composer.load_text("first\n" + "words that are folded " * 5)
+        composer.move_cursor(composer.document.end)
+        await pilot.press("ctrl+u")
+        assert composer.text == "first\n"
+
+
 async def test_messages_that_begin_with_a_slash() -> None:
     stage = Stage()
     async with stage.app.run_test() as pilot:

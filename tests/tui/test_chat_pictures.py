@@ -6,15 +6,18 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from textual.pilot import Pilot
 from textual.widgets import Input, OptionList
-from tui_stage import Stage
+from tui_stage import MODEL, Stage
 
 from ftllm.chat import store as chats
+from ftllm.chat.remote import Remote
 from ftllm.chat.session import ChatMessage
+from tui.models import Entry
 from tui.widgets.composer import Composer
 
 Scene = Callable[[Stage, Pilot[None]], Awaitable[None]]
@@ -195,6 +198,27 @@ def played(stage: Stage, scene: Scene) -> Callable[[Pilot[None]], Awaitable[None
 def test_picture(snap_compare: Any, scene: Scene, size: tuple[int, int]) -> None:
     stage = Stage()
     assert snap_compare(stage.app, terminal_size=size, run_before=played(stage, scene))
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 36)], ids=lambda size: "x".join(map(str, size)))
+def test_picture_of_models(snap_compare: Any, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
+    entries = [
+        Entry(MODEL, "gemma-ft", "run", "Q4_K_M", 2_490_000_000, 131_072),
+        Entry(Path("a"), "runs/gemma-ft/gguf/gemma-3-4b-it-FT-Q8_0.gguf", "run", "Q8_0", 4_130_000_000, 131_072),
+        Entry(Path("b"), "unsloth/gemma-3-27b-it-GGUF:Q4_K_M", "cache", "Q4_K_M", 16_500_000_000, 131_072, False),
+        Entry(Path("c"), "models/千问-IQ2_XXS.gguf", "file", problem="cut short: it holds 2,000 of 9,000,000 bytes"),
+        Entry(Remote("http://gpu-box:8000/v1", "Qwen/Qwen3-32B"), "Qwen/Qwen3-32B", "gpu-box:8000", context=40_960),
+    ]
+    monkeypatch.setattr("tui.screens.models.local_entries", lambda _: entries)
+    stage = Stage()
+
+    async def models(stage: Stage, pilot: Pilot[None]) -> None:
+        await answered(stage, pilot)
+        await pilot.press("f3")
+        await stage.until(pilot, lambda: stage.app.screen.query_one(OptionList).option_count == len(entries))
+        stage.app.screen.query_one(Input).cursor_blink = False
+
+    assert snap_compare(stage.app, terminal_size=size, run_before=played(stage, models))
 
 
 def test_picture_light(snap_compare: Any) -> None:

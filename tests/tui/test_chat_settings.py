@@ -53,7 +53,7 @@ async def test_settings_go_with_the_next_message(tmp_path: Path) -> None:
         await pilot.press("f2")
         assert stage.app.focused is form(stage).query_one("#set-temperature")
         await fill(pilot, "2")
-        await pilot.press("down", *".9", "tab", "tab", "4", "down", "down", "7", "down")
+        await pilot.press("down", *".9", "tab", "tab", "4", *["down"] * 4, "7", "down")
         await fill(pilot, "5")
         await pilot.press("tab", "right", "tab", "3", "enter")
         assert stage.app.screen is stage.screen
@@ -74,7 +74,7 @@ async def test_a_wrong_value_is_told_as_it_is_typed_and_not_taken(tmp_path: Path
         note = field.parent.query_one(".note", Static)
         assert shown(note) == "0 takes the likeliest token"
         await fill(pilot, "7")
-        assert shown(note) == "A number from 0 to 5, or empty"
+        assert shown(note) == "✗ a number from 0 to 5, or empty"
         await pilot.press("down", "enter")
         assert form(stage).focused is field
         await fill(pilot, "")
@@ -209,6 +209,11 @@ async def test_the_theme_is_kept(tmp_path: Path) -> None:
     async with stage.app.run_test() as pilot:
         assert stage.app.theme == "nord"
         await stage.say(pilot, "/theme gruvbox")
+        assert stage.app.theme == "gruvbox"
+        await stage.say(pilot, "/theme")
+        await pilot.press("n")
+        assert stage.app.theme == "nord"
+        await pilot.press("escape")
         assert stage.app.theme == "gruvbox"
     assert read_defaults(path).values == {"theme": "gruvbox"}
 

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import unicodedata
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from tui.text import counted, harmless, one_line, tail, without_controls, wrap
+from tui.text import counted, harmless, one_line, shortened, tail, without_controls, wrap
 
 PLAIN = st.text(st.characters(exclude_categories=("Cc", "Cs", "Mn", "Me", "Cf", "Zl", "Zp")))
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "short"),
+    [
+        ("models/gemma-Q4_K_M.gguf", 30, "models/gemma-Q4_K_M.gguf"),
+        ("models/gemma-Q4_K_M.gguf", 16, "model…4_K_M.gguf"),
+        ("千问千问千问", 7, "千…千问"),
+        ("abc", 1, "…"),
+    ],
+)
+def test_names_are_shortened_in_their_middle(text: str, width: int, short: str) -> None:
+    assert shortened(text, width) == short
 
 
 def test_escapes_become_pictures() -> None:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual import on
 from textual.binding import Binding, BindingType
 from textual.widgets import TextArea
 
 from ftllm.chat.defaults import Defaults, read_defaults, write_preset, write_values
-from ftllm.chat.options import ReplyOptions
+from ftllm.chat.events import AnyEvent, Failed, Loaded
+from ftllm.chat.options import ChatOptions, ReplyOptions
+from ftllm.chat.remote import Target
 from ftllm.chat.settings import BY_NAME, OF_REPLIES, Setting, Value, Values, reply_options, values_of
+from ftllm.chat.store import list_sessions
 from ftllm.errors import UserError
-from tui.commands import Command, command_named, commands_of, perform
+from tui.commands import Command, command_named, commands_of, perform, possible, rank
 from tui.screens.talk import TalkScreen
 from tui.widgets.completions import Completion, Completions
 from tui.widgets.composer import Composer
 
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty")
+if TYPE_CHECKING:
+    from tui.models import Entry
+
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "frequency_penalty", "presence_penalty")
 
 
 class ChoosingScreen(TalkScreen):
@@ -28,8 +35,12 @@ class ChoosingScreen(TalkScreen):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f1", "keys", "Help", tooltip="Show every key and command"),
         Binding("f2", "settings", "Settings", tooltip="Show and change all settings"),
+        Binding("f3", "models", "Model", show=False, tooltip="Talk to another model"),
         Binding("f4", "presets", "Presets", show=False, tooltip="Take a preset: a system prompt and settings"),
     ]
+
+    _known: Sequence[Entry] | None = None  # models; None before they were looked for
+    _before: tuple[Target, ChatOptions] | None = None  # the model to go back to where another cannot be loaded
 
     def on_mount(self) -> None:
         """Begin as the settings file says."""
@@ -57,16 +68,19 @@ class ChoosingScreen(TalkScreen):
 
     @on(TextArea.Changed, "Composer")
     def _complete(self) -> None:
-        """Offer what a line that begins with a slash may become."""
-        composer = self.query_one(Composer)
-        text = composer.text
-        offered = list(self._completions(text)) if text.startswith("/") and "\n" not in text else []
-        self.query_one(Completions).offer(offered)
+        self.query_one(Completions).look(self.query_one(Composer).text)
+
+    def completions(self, line: str) -> Sequence[Completion]:
+        """What a line that begins with a slash may become."""
+        if not line.startswith("/") or "\n" in line or self.query_one(Composer).editing:
+            return []
+        return list(self._completions(line))
 
     def _completions(self, text: str) -> Iterable[Completion]:
         if " " not in text:
-            named = [command for command in self.commands if command.name and text[1:].lower() in command.name]
-            for one in sorted(named, key=lambda one: not one.name.startswith(text[1:].lower())):
+            typed = text[1:].lower()
+            named = [one for one in self.commands if one.name and typed in one.name and possible(self, one)]
+            for one in sorted(named, key=lambda one: (not one.name.startswith(typed), rank(one))):
                 yield Completion(f"/{one.name}", one.words, one.help, not one.needs_argument)
             return
         command, typed = command_named(self.commands, text)
@@ -79,6 +93,11 @@ class ChoosingScreen(TalkScreen):
 
     def _choices(self, command: Command) -> Iterable[str]:
         """What may follow a command's word, as far as that can be listed."""
+        if command.action == "models":
+            if self._known is None:
+                self._known = []
+                self.run_worker(self._look_for_models(), name="models")
+            return [entry.name for entry in self._known if not entry.problem]
         if command.action in ("presets", "keep_preset", "drop_preset"):
             return self.defaults.presets
         setting = next((one for one in BY_NAME.values() if one.command == command.name), None)
@@ -112,7 +131,7 @@ class ChoosingScreen(TalkScreen):
 
     def _refuse(self, line: str, why: str) -> None:
         self.query_one(Composer).give_back(line)
-        self.query_one(Completions).offer([])
+        self.query_one(Completions).hide()
         self.notify(why, severity="warning", markup=False)
 
     def action_keys(self) -> None:
@@ -120,6 +139,67 @@ class ChoosingScreen(TalkScreen):
         from tui.screens.keys import KeysScreen
 
         self.app.push_screen(KeysScreen(self.commands))
+
+    # Models
+
+    async def action_models(self, name: str = "") -> None:
+        """Talk to another model: the one named, else one that is picked."""
+        from tui.models import addresses_of, named
+        from tui.screens.models import ModelsScreen
+
+        if name:
+            self.switch(await asyncio.to_thread(named, name, self._known or [], self._options.runs))
+            return
+        said_with = [info.model for info in list_sessions(self.conversation.store)]
+        endpoints = addresses_of(self.defaults.endpoints, said_with)
+        screen = ModelsScreen(self._known or [], self.conversation.model, self._options.runs, endpoints, self._know)
+        self.app.push_screen(screen, self._picked)
+
+    async def _look_for_models(self) -> None:
+        """Know the models of this machine, for their names to be completed."""
+        from tui.models import local_entries
+
+        self._know(await asyncio.to_thread(local_entries, self._options.runs))
+        self._complete()
+
+    def _know(self, entries: list[Entry]) -> None:
+        self._known = entries
+
+    def _picked(self, target: Target | None) -> None:
+        if target is not None:
+            self.switch(target)
+
+    def switch(self, target: Target) -> None:
+        """Go on with another model; where it cannot be loaded, with the one before."""
+        from tui.models import same
+
+        if self.busy:
+            self.notify("A reply is under way: Esc stops it", severity="warning")
+        elif not same(target, self.conversation.model) or self._load_failed:
+            self._before = (self.conversation.model, self._options) if self._loaded else None
+            # Adapters and projectors are of one model only.
+            self._change_model(target, replace(self._options, load=replace(self._options.load, adapters=(), mmproj="")))
+
+    def _change_model(self, target: Target, options: ChatOptions) -> None:
+        self._options = options
+        try:
+            self.conversation.change(model=target)
+        except UserError as error:
+            self._tell(error)
+        self._loaded = self._load_failed = False
+        self._meter.name(target.stem)
+        self.transcript.greet(target.stem)
+        self._load()
+        self._show_figures()
+
+    def _take(self, event: AnyEvent) -> None:
+        super()._take(event)
+        if event.reply == 0 and isinstance(event, Loaded | Failed):
+            before, self._before = self._before, None
+            if before is not None and isinstance(event, Failed):
+                target, options = before
+                self._remark(f"Going back to {target.stem}.")
+                self._change_model(target, options)
 
     # Settings
 

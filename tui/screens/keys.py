@@ -60,8 +60,8 @@ class KeysScreen(ModalScreen[None]):
         with VerticalScroll(id="keys") as keys:
             keys.border_title = "Keys and commands"
             keys.border_subtitle = "Up, Down, PageDown: more   Esc: back"
+            width = max(len(name) for _, rows in self._parts for name, _ in rows) + 2
             for number, (title, rows) in enumerate(self._parts):
-                width = max(len(name) for name, _ in rows) + 2
                 yield Static(title, classes="title" if number else "title first", markup=False)
                 for name, what in rows:
                     label = Static(Content.styled(name, "bold"), markup=False)

@@ -60,7 +60,7 @@ class SettingsScreen(ModalScreen[Chosen | None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "use", "Use them from the next message on"),
         Binding("ctrl+s", "keep", "Use them, and in new conversations too", priority=True),
-        Binding("escape,f2", "dismiss(None)", "Leave everything as it was", priority=True),
+        Binding("escape,f2", "leave", "Leave everything as it was", priority=True),
     ]
     DEFAULT_CSS = """
     SettingsScreen { align: center middle; }
@@ -78,10 +78,11 @@ class SettingsScreen(ModalScreen[Chosen | None]):
     SettingsScreen Horizontal > .label { width: 15; }
     SettingsScreen Horizontal > .note { width: 1fr; color: $text-muted; margin-left: 2; }
     SettingsScreen Horizontal > .wrong { color: $text-error; }
-    SettingsScreen Input, SettingsScreen Choice { width: 14; height: 1; padding: 0 1; background: $surface; }
-    SettingsScreen Choice:focus, SettingsScreen Input:focus { background: $primary 30%; }
+    SettingsScreen Input, SettingsScreen Choice { width: 14; height: 1; padding: 0; background: $surface; }
+    SettingsScreen Choice:focus, SettingsScreen Input:focus { background: $primary 30%; text-style: bold; }
+    SettingsScreen Choice:focus:nocolor { text-style: bold reverse; }
     SettingsScreen #set-theme, SettingsScreen #preset { width: 26; }
-    SettingsScreen TextArea { width: 1fr; height: 3; border: none; padding: 0 1; background: $surface; }
+    SettingsScreen TextArea { width: 1fr; height: 3; border: none; padding: 0; background: $surface; }
     SettingsScreen .end { margin-top: 1; }
     """
 
@@ -100,7 +101,7 @@ class SettingsScreen(ModalScreen[Chosen | None]):
             form.border_subtitle = "Enter: use   Ctrl+S: also in new conversations   Esc: back"
             if self._presets:
                 choice = Choice([AS_IT_IS, *self._presets], AS_IT_IS, id=PRESET)
-                yield _row("Preset", choice, "What a preset does not name stays as it is")
+                yield _row("Preset", choice, "What it does not name stays")
             for setting in SETTINGS:
                 yield _row(setting.label, self._field(setting), "" if setting is SYSTEM else setting.help)
             name = Input(placeholder="a name", compact=True, id="keep-as")
@@ -136,7 +137,7 @@ class SettingsScreen(ModalScreen[Chosen | None]):
             setting.parse(event.value)
         except UserError:
             choices = f"{setting.rule}, or empty" if setting.unset else setting.rule
-            note.update(Content(choices[:1].upper() + choices[1:]))
+            note.update(Content(f"✗ {choices}"))
             note.add_class("wrong")
         else:
             note.update(Content(setting.help))
@@ -151,6 +152,15 @@ class SettingsScreen(ModalScreen[Chosen | None]):
                 field.load_text(str(value or ""))
             else:
                 field.value = "" if value is None else setting.show(value)  # type: ignore[attr-defined]
+
+    @on(Choice.Changed, "#set-theme")
+    def _preview(self, event: Choice.Changed) -> None:
+        """See what it looks like."""
+        self.app.theme = event.value
+
+    def action_leave(self) -> None:
+        """Change nothing."""
+        self._dismiss(None)
 
     @on(Input.Submitted)
     def action_use(self) -> None:
@@ -170,7 +180,11 @@ class SettingsScreen(ModalScreen[Chosen | None]):
                 self.query_one(f"#set-{setting.name}").focus()
                 self.app.bell()
                 return
-        self.dismiss(Chosen(values, keep, self.query_one("#keep-as", Input).value.strip()))
+        self._dismiss(Chosen(values, keep, self.query_one("#keep-as", Input).value.strip()))
+
+    def _dismiss(self, chosen: Chosen | None) -> None:
+        self.app.theme = str(self._before[THEME.name])  # until whoever asked takes the one chosen
+        self.dismiss(chosen)
 
 
 def _row(label: str, field: Widget, note: str) -> Horizontal:

@@ -29,7 +29,7 @@ from tui.meter import Meter
 from tui.talker import Talker
 from tui.text import one_line
 from tui.turns import Remark, ReplyTurn, Turn, UserTurn, failure_text
-from tui.widgets.completions import Completions
+from tui.widgets.completions import Completion, Completions
 from tui.widgets.composer import Composer
 from tui.widgets.keybar import KeyBar
 from tui.widgets.status import StatusLine
@@ -90,9 +90,9 @@ class TalkScreen(Screen[None]):
         with Container(id="view"):
             yield Transcript(self.conversation.model.stem)
             yield EndMarker()
-        yield Static(id="queue", markup=False)
-        yield Completions()
         with Container(id="writing"):
+            yield Static(id="queue", markup=False)
+            yield Completions(self.completions)
             yield Composer()
         yield StatusLine()
         yield KeyBar()
@@ -126,6 +126,11 @@ class TalkScreen(Screen[None]):
     def busy(self) -> bool:
         """Whether a reply is under way."""
         return self._turn is not None
+
+    def completions(self, line: str) -> Sequence[Completion]:
+        """What a line that begins with a slash may become."""
+        del line
+        return []
 
     # The engine's events
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.cells import cell_len
@@ -32,7 +32,11 @@ class Completion:
 
 
 class Completions(Static):
-    """Shows what `offer` gives it; the composer's keys move through it."""
+    """The list; the composer's keys move through it.
+
+    Args:
+        complete: what a line may become.
+    """
 
     DEFAULT_CSS = """
     Completions {
@@ -45,8 +49,9 @@ class Completions(Static):
     }
     """
 
-    def __init__(self) -> None:
+    def __init__(self, complete: Callable[[str], Sequence[Completion]]) -> None:
         super().__init__(markup=False)
+        self._complete = complete
         self._offered: list[Completion] = []
         self._chosen = 0
 
@@ -55,8 +60,15 @@ class Completions(Static):
         """The one that is marked, while any are shown."""
         return self._offered[self._chosen] if self._offered else None
 
-    def offer(self, completions: Sequence[Completion]) -> None:
-        """Show these; none of them hides the list."""
+    def look(self, line: str) -> None:
+        """Show what the line may become; nothing hides the list."""
+        self._show(self._complete(line))
+
+    def hide(self) -> None:
+        """Until the line changes."""
+        self._show([])
+
+    def _show(self, completions: Sequence[Completion]) -> None:
         if list(completions) != self._offered:
             self._offered, self._chosen = list(completions), 0
         self.display = bool(self._offered)
@@ -82,8 +94,8 @@ class Completions(Static):
             line = label + " " * (column - cell_len(label))
             rest = one_line(one.help, max(width - column - 1, 0)) if width > column + 8 else ""
             style = "$primary bold reverse" if number == self._chosen else "bold"
-            lines.append(Content.styled(line, style) + Content.styled(" " + rest, "$text-muted"))
+            lines.append(Content.styled(line, style) + Content.styled(" " + rest, "dim"))
         more = len(self._offered) - len(shown)
         if more:
-            lines.append(Content.styled(f"{self._chosen + 1} of {len(self._offered)}", "$text-muted"))
+            lines.append(Content.styled(f"{self._chosen + 1} of {len(self._offered)}", "dim"))
         self.update(Content("\n").join(lines))

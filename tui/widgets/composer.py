@@ -65,7 +65,7 @@ class Composer(TextArea):
         self.border_title = None
 
     async def _on_key(self, event: events.Key) -> None:
-        if self.menu is not None and self.menu.chosen is not None and self._choose(event.key):
+        if self.menu is not None and self._choose(self.menu, event.key):
             event.stop()
             event.prevent_default()
         elif event.key == "enter":
@@ -84,15 +84,17 @@ class Composer(TextArea):
             event.prevent_default()
             self.insert("\n")
 
-    def _choose(self, key: str) -> bool:
+    def _choose(self, menu: Completions, key: str) -> bool:
         """Act on the list of completions; whether the key is one of its own."""
-        assert self.menu is not None
-        chosen = self.menu.chosen
-        assert chosen is not None
+        if menu.chosen is not None and key in ("tab", "enter"):
+            menu.look(self.text)  # what was typed just before has not been looked at yet
+        chosen = menu.chosen
+        if chosen is None:
+            return False
         if key in ("up", "down"):
-            self.menu.move(1 if key == "down" else -1)
+            menu.move(1 if key == "down" else -1)
         elif key == "escape":
-            self.menu.offer([])
+            menu.hide()
         elif key == "enter" and chosen.whole:
             self.clear()
             self.post_message(self.Commanded(chosen.line))
@@ -110,6 +112,10 @@ class Composer(TextArea):
         if is_command(text):
             return self.Commanded(text)
         return self.Sent(text.removeprefix("/") if text.startswith(MESSAGE_PREFIX) else text)
+
+    def action_delete_to_start_of_line(self) -> None:
+        """Of the line as typed, however it is folded here."""
+        self.delete((self.cursor_location[0], 0), self.cursor_location)
 
     def give_back(self, text: str) -> None:
         """Put a message that was not sent in front of what has been written since."""

@@ -112,6 +112,11 @@ class Transcript(ScrollView, can_focus=True):
         self._place = (self.turns[place[0]], place[1]) if known and place is not None else None
         self._measure()
 
+    def greet(self, model: str) -> None:
+        """Name the model while there is no message."""
+        self._empty = model
+        self.refresh()
+
     def add(self, *turns: Turn) -> None:
         """Put turns at the end."""
         self.turns += turns
