@@ -103,7 +103,7 @@ async def test_picking_one(models: Path, endpoint: Remote) -> None:
         assert [node.author.model for node in nodes[1::2]] == [str(MODEL), str(models / "small-F32.gguf")]
         assert chats.list_sessions(stage.store)[0].model == str(models / "small-F32.gguf")
         stage.screen.open_session(nodes[0].session)
-        assert [line for line in stage.drawn() if "F32" in line] == ["small-F32"]
+        assert [line for line in stage.drawn() if "F32" in line] == ["small-F32.gguf"]
         await pilot.press("f3")
         assert listed(stage)[2].startswith("● small-F32.gguf")
 

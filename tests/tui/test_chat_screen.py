@@ -280,11 +280,11 @@ async def test_the_footer_offers_what_can_be_done() -> None:
     async with stage.app.run_test() as pilot:
         stage.engine.ready()
         await stage.settle(pilot)
-        assert offered() == {"Sessions", "Thoughts", "Help", "Settings", "Quit"}
+        assert offered() == {"Sessions", "Thoughts", "Help", "Settings", "Model", "Quit"}
         await stage.say(pilot, "Think!")
         stage.engine.think(*STEPS)
         await stage.settle(pilot)
-        always = {"Stop", "Answer now", "Sessions", "Thoughts", "Help", "Settings", "Quit"}
+        always = {"Stop", "Answer now", "Sessions", "Thoughts", "Help", "Settings", "Model", "Quit"}
         assert offered() == always | {"Messages", "Copy"}
         await pilot.press("up")
         assert offered() == always | {"Select", "Thought"}

@@ -35,7 +35,7 @@ class ChoosingScreen(TalkScreen):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f1", "keys", "Help", tooltip="Show every key and command"),
         Binding("f2", "settings", "Settings", tooltip="Show and change all settings"),
-        Binding("f3", "models", "Model", show=False, tooltip="Talk to another model"),
+        Binding("f3", "models", "Model", tooltip="Talk to another model"),
         Binding("f4", "presets", "Presets", show=False, tooltip="Take a preset: a system prompt and settings"),
     ]
 
@@ -186,7 +186,7 @@ class ChoosingScreen(TalkScreen):
             self.conversation.change(model=target)
         except UserError as error:
             self._tell(error)
-        self._loaded = self._load_failed = False
+        self._loaded = self._load_failed = self._unkept = False
         self._meter.name(target.stem)
         self.transcript.greet(target.stem)
         self._load()
