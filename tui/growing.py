@@ -9,7 +9,7 @@ from tui.look import Page
 from tui.markdown import parse, render
 from tui.text import harmless
 
-FENCE_LINES = 8
+FENCE_LINES = 4
 """Lines of an unfinished block of code that are drawn again; those above keep the colours they have."""
 
 

@@ -20,6 +20,11 @@ class Inbox:
         self._reader_waits = False
 
     @property
+    def empty(self) -> bool:
+        """Whether everything so far was taken."""
+        return not self._events
+
+    @property
     def idle(self) -> bool:
         """Whether the reader has dealt with everything so far and waits for more."""
         return self._reader_waits and not self._events

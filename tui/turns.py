@@ -64,10 +64,12 @@ class Turn(ABC):
         node: the message's number in the store; None for a remark of the program.
         branch: its place among those beside it, from 1, and their number.
         key: what to press for an answer now.
+        running: more of it is to come.
     """
 
     node: int | None = None
     branch: tuple[int, int] = (1, 1)
+    running = False
     key = "Ctrl+N"
 
     @abstractmethod

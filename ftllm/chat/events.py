@@ -56,6 +56,7 @@ class Loaded(Event):
     fingerprint: str = ""  # the same for the same weights, wherever the file is; see `ftllm.llama.identity`
     gpu_layers: int = 0  # layers on a GPU, the output counted as one
     placement: str = ""  # in words: "all 19 layers on the GPU", "on the CPU, 4 threads"
+    shares_cores: bool = False  # it computes on every processor there is: other work slows it down
 
 
 @dataclass(frozen=True)

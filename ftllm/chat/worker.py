@@ -41,6 +41,7 @@ from ftllm.chat.speaker import Control, Speaker
 from ftllm.errors import UserError, WorkError
 from ftllm.llama import native
 from ftllm.llama.adapters import fingerprint_with
+from ftllm.llama.machine import available_cpus
 from ftllm.llama.model import Model, fewer_and_fewer
 from ftllm.llama.placement import devices, in_words
 
@@ -180,6 +181,7 @@ class Worker:
                 fingerprint=self._fingerprint,
                 gpu_layers=model.gpu_layers,
                 placement=in_words(model.n_layer, model.gpu_layers, found, speaker.context.n_threads),
+                shares_cores=model.gpu_layers <= model.n_layer and speaker.context.n_threads >= available_cpus(),
             )
         )
 

@@ -89,11 +89,12 @@ def write_plain(path: Path) -> None:
 
 
 def add_vocabulary(writer: gguf.GGUFWriter) -> None:
-    """Control tokens, the bytes, the characters of ASCII, and words up to Gemma's number."""
+    """Control tokens, the bytes, ASCII, and words up to the vocabulary's size; every fortieth ends a paragraph."""
     pieces = [(text, gguf.TokenType.CONTROL) for text in CONTROL]
     pieces += [(f"<0x{byte:02X}>", gguf.TokenType.BYTE) for byte in range(256)]
     pieces += [("▁" if code == 32 else chr(code), gguf.TokenType.NORMAL) for code in (10, *range(32, 127))]
-    pieces += [(f"▁w{number}", gguf.TokenType.NORMAL) for number in range(VOCABULARY - len(pieces))]
+    words = (f"▁w{number}" if number % 40 else f"▁w{number}.\n\n" for number in range(VOCABULARY - len(pieces)))
+    pieces += [(word, gguf.TokenType.NORMAL) for word in words]
     writer.add_tokenizer_model("llama")
     writer.add_token_list([text for text, _ in pieces])
     writer.add_token_scores([-float(index) for index in range(len(pieces))])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -33,15 +34,28 @@ from tui.widgets.completions import Completion, Completions
 from tui.widgets.composer import Composer
 from tui.widgets.keybar import KeyBar
 from tui.widgets.status import StatusLine
-from tui.widgets.transcript import EndMarker, Moved, Transcript
+from tui.widgets.transcript import EndMarker, Moved, Transcript, View
 
 CLOCK_SECONDS = 0.1
 """How often the clock of a thought moves when nothing else does."""
 
 
-def rest_after(paint_seconds: float) -> float:
-    """How long not to paint: 20 paints a second; 10 after a slow one; never more than half of the time."""
-    return max(0.05 if paint_seconds <= 0.025 else 0.1, paint_seconds)
+FIGURES_SECONDS = 0.25
+"""How often figures alone change on the screen while more keeps coming."""
+
+SHARE = 0.015
+"""Of the time, for painting while the engine computes on every processor: its threads wait for one another, so what
+one of them loses to the screen, all lose."""
+
+
+def rest_after(paint_seconds: float, taken_seconds: float = 0.0) -> float:
+    """How long not to paint: 20 paints a second; 10 after a slow one; never more than half of the time.
+
+    Args:
+        taken_seconds: processor time that the paint took from the engine.
+    """
+    held = min(taken_seconds / SHARE - paint_seconds, 0.2)
+    return max(0.05 if paint_seconds <= 0.025 else 0.1, paint_seconds, held)
 
 
 class TalkScreen(Screen[None]):
@@ -79,6 +93,8 @@ class TalkScreen(Screen[None]):
         self._meter = Meter(model.stem)
         self._mode: ThoughtMode = "auto" if options.show_thoughts else "closed"
         self._loaded = False
+        self._shares_cores = False  # with the engine
+        self._figures_shown = 0.0
         self._load_failed = False
         self._queue: list[str] = []
         self._turn: ReplyTurn | None = None
@@ -87,7 +103,7 @@ class TalkScreen(Screen[None]):
         self._next: Callable[[], None] | None = None  # what waits for the engine
 
     def compose(self) -> ComposeResult:
-        with Container(id="view"):
+        with View(id="view"):
             yield Transcript(self.conversation.model.stem)
             yield EndMarker()
         with Container(id="writing"):
@@ -137,15 +153,18 @@ class TalkScreen(Screen[None]):
     async def _follow(self) -> None:
         """Take the engine's events as they come; paint what they change a few times a second."""
         while True:
+            if self._inbox.empty:
+                self._show_figures()
             await self._inbox.wait(CLOCK_SECONDS if self._turn and self._turn.live_thought else None)
-            began = time.perf_counter()
+            began, used = time.perf_counter(), time.thread_time()
             for event in self._inbox.drain():
                 self._take(event)
             if self._turn is not None:
                 self.transcript.redraw(self._turn)
-            self._show_figures()
+            self._show_figures(unless_since=began - FIGURES_SECONDS)
             await self._drawn()
-            await asyncio.sleep(rest_after(time.perf_counter() - began))
+            took, used = time.perf_counter() - began, time.thread_time() - used
+            await asyncio.sleep(rest_after(took, used if self._shares_cores else 0.0))
 
     async def _drawn(self) -> None:
         """Until the screen has been drawn."""
@@ -158,7 +177,7 @@ class TalkScreen(Screen[None]):
         if event.reply == 0:
             self._meter.take(event)
             if isinstance(event, Loaded):
-                self._loaded, self._load_failed = True, False
+                self._loaded, self._load_failed, self._shares_cores = True, False, event.shares_cores
                 self.conversation.model_hash = event.fingerprint
                 if not self._do_next():
                     self._send_next()
@@ -319,11 +338,15 @@ class TalkScreen(Screen[None]):
             more = f" (and {len(self._queue) - 1} more)" if len(self._queue) > 1 else ""
             queue.update(Content(f"Next: {one_line(self._queue[0], 60)}{more}"))
 
-    def _show_figures(self) -> None:
-        status = self.query_one(StatusLine)
-        if status.figures.state != self._meter.figures.state:
+    def _show_figures(self, *, unless_since: float = math.inf) -> None:
+        """Tell what the engine does; only what it does now, where its figures were shown after `unless_since`."""
+        status, figures = self.query_one(StatusLine), self._meter.figures
+        if status.figures.state != figures.state:
             self.refresh_bindings()
-        status.figures = replace(self._meter.figures, think=thinking(self.conversation.options))
+        elif self._figures_shown > unless_since:
+            return
+        status.figures = replace(figures, think=thinking(self.conversation.options))
+        self._figures_shown = time.perf_counter()
 
     def _remark(self, text: str, *, failure: bool = False) -> None:
         self.transcript.add(Remark(text, failure=failure))

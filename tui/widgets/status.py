@@ -60,4 +60,4 @@ class StatusLine(Static):
         self._draw()
 
     def _draw(self) -> None:
-        self.update(status_content(self.figures, self.content_size.width))
+        self.update(status_content(self.figures, self.content_size.width), layout=False)

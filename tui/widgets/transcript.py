@@ -7,17 +7,21 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from math import ceil
 from typing import Any, ClassVar
 
 from rich.cells import cell_len
 from rich.segment import Segment
 from textual import events
 from textual.binding import Binding, BindingType
-from textual.geometry import Size
+from textual.containers import Container
+from textual.geometry import Region, Size
 from textual.message import Message
 from textual.scroll_view import ScrollView
+from textual.scrollbar import ScrollBar
 from textual.selection import Selection
 from textual.strip import Strip
+from textual.widget import Widget
 from textual.widgets import Static
 
 from tui.look import GUTTER, NAMES, Look, Page
@@ -27,9 +31,12 @@ from tui.turns import Turn
 KEPT_LINES = 4000
 """Lines of drawn turns that are kept; the others are drawn again when they come into view."""
 
+BAR_STEPS = 8
+"""Heights of a cell that the scrollbar's ends are drawn with."""
+
 
 class Moved(Message):
-    """The view or what it shows has moved: the end may have come into view or left it."""
+    """The end has come into view or left it."""
 
 
 class Left(Message):
@@ -94,6 +101,8 @@ class Transcript(ScrollView, can_focus=True):
         self._drawn: OrderedDict[Turn, list[Strip]] = OrderedDict()
         self._following = True
         self._own_scroll = False
+        self._told_at_end: bool | None = None
+        self._bar_look = (0, 0, 0)  # what decides how the scrollbar looks
         self._place: tuple[Turn, int] | None = None  # what to show at the top once the size is known
 
     # What is shown
@@ -222,8 +231,24 @@ class Transcript(ScrollView, can_focus=True):
 
     # Drawing
 
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """The lines of the view within `crop`, as the screen takes them.
+
+        Textual would frame each line anew (there is no frame) and mark each cell with its place (for the mouse, which
+        asks `render_line`). Handing on the same strips, drawn before, costs a tenth: Textual keeps their escape codes.
+        """
+        strips = [self._line(y) for y in crop.line_range]
+        background = self.background_colors[1]
+        for line_filter in self.get_line_filters():
+            strips = [strip.apply_filter(line_filter, background) for strip in strips]
+        start, end = crop.column_span
+        return [strip.crop(start, end) for strip in strips] if start or end < self.size.width else strips
+
     def render_line(self, y: int) -> Strip:
-        """A line of the view."""
+        """A line of the view, each cell marked with its place."""
+        return self._line(y).apply_offsets(0, self.scroll_offset.y + y)
+
+    def _line(self, y: int) -> Strip:
         if self._page is None:
             return Strip.blank(self.size.width, self.rich_style)
         line = self.scroll_offset.y + y
@@ -242,7 +267,7 @@ class Transcript(ScrollView, can_focus=True):
             strip = tools_line(turn.tools(last=index == len(self.turns) - 1), self._page, keys=selected)
         if (selection := self.text_selection) is not None and (span := selection.get_span(line)) is not None:
             strip = self._highlighted(strip, span)
-        return strip.apply_offsets(0, line)
+        return strip
 
     def _welcome(self, y: int, page: Page) -> Strip:
         lines = [("ftllm", page.look["heading"]), (self._empty, page.look["muted"]), ("", page.look["muted"])]
@@ -316,7 +341,9 @@ class Transcript(ScrollView, can_focus=True):
             self._resize()
             if moved:
                 self._scroll(view + moved)
-        self.post_message(Moved())
+        if self.at_end != self._told_at_end:
+            self._told_at_end = self.at_end
+            self.post_message(Moved())
 
     def _know_from(self, view: int) -> int:
         """Draw the turns of a view from that line on; by how much more the lines above it are than they were."""
@@ -345,9 +372,31 @@ class Transcript(ScrollView, can_focus=True):
         return self.turns[index], self.scroll_offset.y - self._tops[index]
 
     def _resize(self) -> None:
+        """Be as high as the turns are. Only where the scrollbar comes or goes is the whole screen laid out again."""
         size = Size(self.scrollable_content_region.width, self._tops[-1])
-        if self.virtual_size != size:
+        if self.virtual_size == size:
+            return
+        if self.virtual_size.width != size.width or self.show_vertical_scrollbar != (size.height > self.size.height):
             self.virtual_size = size
+            return
+        self.set_reactive(Widget.virtual_size, size)
+        self._show_place()
+
+    def _show_place(self) -> None:
+        """Draw the scrollbar again, if it would look otherwise: each of its cells is a widget's line to Textual."""
+        if not self.show_vertical_scrollbar:
+            return
+        bar, height, window = self.vertical_scrollbar, max(self.virtual_size.height, 1), self.size.height
+        thumb = max(window * window / height, 1)
+        start = int(BAR_STEPS * (window - thumb) * self.scroll_y / max(height - window, 1))
+        look = (window, start, ceil(BAR_STEPS * thumb))
+        if self.turns and self.turns[-1].running:  # it would look otherwise at each line
+            look = (window, start // BAR_STEPS, 0)
+        if look != self._bar_look:
+            self._bar_look = look
+            bar.refresh()
+        bar.set_reactive(ScrollBar.window_virtual_size, height)
+        bar.set_reactive(ScrollBar.position, self.scroll_y)
 
     def _scroll(self, y: float) -> None:
         self._own_scroll = True
@@ -384,8 +433,11 @@ class Transcript(ScrollView, can_focus=True):
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
         """Whoever scrolls away is left there; whoever comes to the end follows it."""
-        super().watch_scroll_y(old_value, new_value)
-        if round(old_value) != round(new_value) and not self._own_scroll:
+        self._show_place()
+        if round(old_value) == round(new_value):
+            return
+        self.refresh()
+        if not self._own_scroll:
             self._following = self.at_end
             self._arrange()
 
@@ -442,6 +494,12 @@ class Transcript(ScrollView, can_focus=True):
         lines = self._lines(self.turns[index])
         inside = line - self._tops[index]
         return lines[inside].text if inside < len(lines) else ""
+
+
+class View(Container):
+    """Where the transcript is, with the marker above it. Nothing of its own is seen."""
+
+    BLANK = True
 
 
 class EndMarker(Static):
