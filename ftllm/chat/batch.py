@@ -238,7 +238,7 @@ def _answer_group(
 
 
 def _prompt(row: Row, model: Model, options: ReplyOptions, n_ctx: int) -> Prompt:
-    prompt = build_prompt(row.messages, model, options.think)
+    prompt = build_prompt(row.messages, model, options.think, options.template_kwargs)
     if len(prompt.ids) >= n_ctx:
         raise UserError(f"the conversation is {len(prompt.ids)} tokens long, but the context holds {n_ctx}")
     return prompt

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ftllm.errors import UserError
 from ftllm.runs import DEFAULT_RUNS
@@ -61,6 +63,7 @@ class ReplyOptions:
             `off` does not look.
         overflow: when the conversation outgrows the context: `drop` the oldest turns, keeping the system prompt, or
             `stop`.
+        template_kwargs: variables for the chat template, `reasoning_effort` for one; JSON values by name.
         ignore_end: generate `max_tokens` tokens whatever comes, for measuring.
         temperature, top_k, top_p, min_p, and the penalties: None for the GGUF's `general.sampling.*`, else the
             defaults of `ftllm.llama.sampling.Sampling`.
@@ -72,6 +75,7 @@ class ReplyOptions:
     think_budget: int | None = None
     loops: LoopMode = "warn"
     overflow: Overflow = "drop"
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     ignore_end: bool = False
     temperature: float | None = None
     top_k: int | None = None
@@ -95,6 +99,26 @@ class ChatOptions:
     runs: Path = DEFAULT_RUNS  # where runs are, for other models to talk to
     defaults: Defaults | None = None  # the settings file, which the screen offers and changes
     session: str | None = None  # title, number or uid of the session to go on with, or the title of a new one
+
+
+def template_kwargs_of(given: Sequence[str]) -> dict[str, Any]:
+    """What each `--template-kwarg KEY=VALUE` says; a value is JSON where it can be, else text.
+
+    Raises:
+        UserError: no `=`, or a name that the template gets from ftllm.
+    """
+    found: dict[str, Any] = {}
+    for argument in given:
+        name, equals, text = argument.partition("=")
+        if not equals or not name.isidentifier():
+            raise UserError(f"--template-kwarg {argument}: not KEY=VALUE", "as in reasoning_effort=high")
+        if name in ("messages", "bos_token", "eos_token", "add_generation_prompt", "template"):
+            raise UserError(f"--template-kwarg {argument}: {name} is not yours to set", "the conversation decides it")
+        try:
+            found[name] = json.loads(text)
+        except ValueError:
+            found[name] = text
+    return found
 
 
 def gpu_layers_of(given: str) -> int | Literal["auto"]:

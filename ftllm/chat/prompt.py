@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ftllm.chat.options import ThinkMode
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from ftllm.llama.vision import Projector
 
 Messages = Sequence[Mapping[str, Any]]
+NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,9 @@ class Prompt:
     resumed: bool = False
 
 
-def build_prompt(messages: Messages, vocabulary: Vocabulary, think: ThinkMode = "auto") -> Prompt:
+def build_prompt(
+    messages: Messages, vocabulary: Vocabulary, think: ThinkMode = "auto", kwargs: Mapping[str, Any] = NONE
+) -> Prompt:
     """The prompt for the assistant's next turn.
 
     `on` and `off` set the template's own switch where flipping it changes the prompt; else they write the beginning of
@@ -45,6 +49,7 @@ def build_prompt(messages: Messages, vocabulary: Vocabulary, think: ThinkMode = 
 
     A last message of the assistant's own is the beginning of its reply, to be continued; `reasoning_content` is its
     thought, which goes on where there is no content yet. `images` are files that a message shows, before its text.
+    `kwargs` are variables for the template.
 
     Raises:
         UserError: the model has no chat template, the template refuses the messages, or the model sees no images.
@@ -58,13 +63,14 @@ def build_prompt(messages: Messages, vocabulary: Vocabulary, think: ThinkMode = 
     projector = projector_of(vocabulary) if pictures else None
     if projector is not None:
         messages = [_marked(message, projector.marker) for message in messages]
-    variables: Mapping[str, Any] = {}
+    variables: Mapping[str, Any] = kwargs
     suffix = ""
-    text = _text(messages, vocabulary, template)
+    text = _text(messages, vocabulary, template, **kwargs)
     if think != "auto":
-        on, off = (_text(messages, vocabulary, template, **switched) for switched in (THINKING, NOT_THINKING))
+        switches = {**kwargs, **THINKING}, {**kwargs, **NOT_THINKING}
+        on, off = (_text(messages, vocabulary, template, **switched) for switched in switches)
         if on != off:
-            variables, text = (THINKING, on) if think == "on" else (NOT_THINKING, off)
+            variables, text = (switches[0], on) if think == "on" else (switches[1], off)
         else:
             suffix = tags.open if think == "on" else tags.empty
     if opens_thought(text, tags):  # the template opened it already
@@ -131,24 +137,29 @@ def _text(messages: Messages, vocabulary: Vocabulary, template: str, **variables
     )
 
 
-def kept_length(prompt: Prompt, messages: Messages, vocabulary: Vocabulary, think: ThinkMode) -> int:
+def kept_length(
+    prompt: Prompt, messages: Messages, vocabulary: Vocabulary, think: ThinkMode, kwargs: Mapping[str, Any] = NONE
+) -> int:
     """How many of a prompt's tokens the next turn's prompt begins with, whatever is answered and asked; 0: unknown.
 
     Less than all, where the template opens the thought, which is not there any more once it is answered.
     """
     messages = messages[:-1] if is_begun(messages) else messages
     answer = {"role": "assistant", "content": "A"}
-    return common_prefix(prompt.ids, next_ids([*messages, answer], vocabulary, think))
+    return common_prefix(prompt.ids, next_ids([*messages, answer], vocabulary, think, kwargs))
 
 
-def next_ids(messages: Messages, vocabulary: Vocabulary, think: ThinkMode) -> tuple[int, ...]:
+def next_ids(
+    messages: Messages, vocabulary: Vocabulary, think: ThinkMode, kwargs: Mapping[str, Any] = NONE
+) -> tuple[int, ...]:
     """What every prompt begins with in which the person answers `messages`; empty where the template refuses that.
 
     Many templates write an answer in another way once it is not the last message, so it is asked what they do.
     """
     try:
         one, other = (
-            build_prompt([*messages, {"role": "user", "content": text}], vocabulary, think).ids for text in ("A", "1")
+            build_prompt([*messages, {"role": "user", "content": text}], vocabulary, think, kwargs).ids
+            for text in ("A", "1")
         )
     except UserError:
         return ()

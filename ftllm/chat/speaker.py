@@ -88,6 +88,7 @@ class _Said:
 
     messages: Messages
     think: ThinkMode
+    template_kwargs: Mapping[str, Any]
 
 
 class Speaker:
@@ -132,7 +133,7 @@ class Speaker:
             if prompt.resumed:
                 told, before = told[:-1], told[-1]["content"]
             answer = {"role": "assistant", "content": (before + writer.answer).strip()}
-            self._said = _Said([*told, answer], options.think)
+            self._said = _Said([*told, answer], options.think, options.template_kwargs)
         now = self._clock()
         self._emit(
             Stats(
@@ -159,7 +160,7 @@ class Speaker:
         said = self._said
         if said is None:
             return
-        ids = next_ids(said.messages, self.model, said.think)
+        ids = next_ids(said.messages, self.model, said.think, said.template_kwargs)
         if not ids or len(ids) >= self.context.n_ctx:
             self._said = None
             return
@@ -194,7 +195,7 @@ class Speaker:
         wanted = min(limit, n_ctx - min(options.max_tokens, n_ctx // ROOM))
         while True:
             seen = [*messages[:start], *turns[count:]]
-            prompt = build_prompt(seen, self.model, options.think)
+            prompt = build_prompt(seen, self.model, options.think, options.template_kwargs)
             if options.overflow == "stop" or len(prompt.ids) <= wanted or not (following := _next_turn(turns, count)):
                 break
             count, wanted = following, min(limit, n_ctx // 2)
@@ -216,7 +217,8 @@ class Speaker:
 
         mark = 0
         if self.memory.needs_marks:
-            mark = kept_length(course.prompt, course.messages, self.model, course.options.think)
+            options = course.options
+            mark = kept_length(course.prompt, course.messages, self.model, options.think, options.template_kwargs)
         progress()
         return self.memory.evaluate(ids, stop=lambda: course.control.stop, progress=progress, mark=mark)
 

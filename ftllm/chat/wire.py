@@ -66,8 +66,11 @@ def request_body(model: str, messages: Sequence[Mapping[str, Any]], options: Rep
         body["model"] = model
     if is_begun(messages):  # llama-server goes on by itself, vLLM where it is asked to
         body |= {"continue_final_message": True, "add_generation_prompt": False}
+    variables = dict(options.template_kwargs)
     if options.think != "auto":
-        body["chat_template_kwargs"] = {"enable_thinking": options.think == "on"}
+        variables["enable_thinking"] = options.think == "on"
+    if variables:
+        body["chat_template_kwargs"] = variables
     return body
 
 

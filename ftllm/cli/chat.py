@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from ftllm.chat.defaults import default_path, read_defaults
-from ftllm.chat.options import PARALLEL, ChatOptions, LoadSettings, LoopMode, ReplyOptions, ThinkMode, gpu_layers_of
+from ftllm.chat.options import (
+    PARALLEL,
+    ChatOptions,
+    LoadSettings,
+    LoopMode,
+    Overflow,
+    ReplyOptions,
+    ThinkMode,
+    gpu_layers_of,
+    template_kwargs_of,
+)
 from ftllm.chat.session import Reply
 from ftllm.chat.settings import reply_options
 from ftllm.cli.models import local
@@ -28,6 +38,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 BUDGET_ENDS = 32  # tokens over the budget that the words take which end a thought
+AS_OPTIONS = {"temperature": "temp", "template_kwargs": "template_kwarg"}  # fields whose option has another name
 Settings = TypeVar("Settings", LoadSettings, ReplyOptions)
 
 
@@ -54,6 +65,17 @@ def chat(
     loops: Annotated[
         LoopMode, typer.Option(help="When it goes in circles: say so, stop that, or do not look for it.")
     ] = "warn",
+    overflow: Annotated[
+        Overflow, typer.Option(help="When the context is full: drop the oldest turns, or stop.")
+    ] = "drop",
+    template_kwarg: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Set a variable of the chat template, as in reasoning_effort=high; may repeat.",
+            show_default=False,
+        ),
+    ] = None,
     ctx: Annotated[
         int, typer.Option(min=0, metavar="N", help="Context length in tokens; 0 takes 8192 to 32768, as memory allows.")
     ] = 0,
@@ -134,11 +156,18 @@ def chat(
     """
     given, defaults = _given(context), read_defaults(default_path())
     said = ReplyOptions(
-        max_tokens=max_tokens, think=think, think_budget=think_budget, loops=loops, temperature=temp, seed=seed
+        max_tokens=max_tokens,
+        think=think,
+        think_budget=think_budget,
+        loops=loops,
+        overflow=overflow,
+        template_kwargs=template_kwargs_of(template_kwarg or []),
+        temperature=temp,
+        seed=seed,
     )
     options = ChatOptions(
         load=LoadSettings(n_ctx=ctx, gpu_layers=gpu_layers_of(gpu_layers), adapters=_adapters(lora or [])),
-        reply=_changed(reply_options(defaults.values), said, given, temperature="temp"),
+        reply=_changed(reply_options(defaults.values), said, given, **AS_OPTIONS),
         system=_system(system) if "system" in given else defaults.system,
         show_thoughts=show_thoughts and not quiet,
         runs=runs,
@@ -198,7 +227,7 @@ def _given(context: typer.Context) -> set[str]:
 def _as_before(info: SessionInfo, options: ChatOptions, given: set[str]) -> ChatOptions:
     """A session's own settings, but for what is given now."""
     load = _changed(info.load, options.load, given, adapters="lora", n_ctx="ctx")
-    reply = _changed(info.options, options.reply, given, temperature="temp")
+    reply = _changed(info.options, options.reply, given, **AS_OPTIONS)
     return replace(options, load=load, reply=reply, system=options.system if "system" in given else info.system)
 
 

@@ -7,13 +7,16 @@ last token of the prompt, which is the last character of the last message, choos
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import pairwise, product
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
+from talking import Talk
+
+from ftllm.chat.options import LoadSettings
 
 WIDTH, N_CTX = 512, 8192
 UNKNOWN, BOS, EOS, END_OF_TURN = range(4)
@@ -128,3 +131,20 @@ def channels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines of tests log into a directory of their own."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+
+
+@pytest.fixture
+def talk(scripted: Path, tmp_path: Path) -> Iterator[Talk]:
+    talk = Talk(tmp_path / "logs")
+    with talk.engine:
+        talk.engine.load(scripted)
+        yield talk
+
+
+@pytest.fixture
+def small(scripted: Path, tmp_path: Path) -> Iterator[Talk]:
+    """With a context of 256 tokens."""
+    talk = Talk(tmp_path / "logs")
+    with talk.engine:
+        talk.engine.load(scripted, LoadSettings(n_ctx=256))
+        yield talk

@@ -98,6 +98,7 @@ def test_what_is_asked(acting: Acting) -> None:
             repeat_penalty=1.1,
             presence_penalty=1.5,
             think_budget=3,
+            template_kwargs={"reasoning_effort": "high"},
         ),
     )
     plain, chosen = actor.asked
@@ -118,7 +119,7 @@ def test_what_is_asked(acting: Acting) -> None:
         "repetition_penalty": 1.1,
         "reasoning_budget_tokens": 3,
         "thinking_token_budget": 3,
-        "chat_template_kwargs": {"enable_thinking": False},
+        "chat_template_kwargs": {"enable_thinking": False, "reasoning_effort": "high"},
     }
     assert actor.headers[0]["Authorization"] == f"Bearer {KEY}"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from ftllm.chat.options import ThinkMode
+from ftllm.chat.options import ThinkMode, template_kwargs_of
 from ftllm.chat.prompt import build_prompt
 from ftllm.errors import UserError
 
@@ -58,6 +58,22 @@ def test_thinking_is_switched(template: str, think: ThinkMode, text: str, opened
     prompt = build_prompt(MESSAGES, Characters(template), think)
     assert text_of(prompt.ids) == text
     assert prompt.opened == opened
+
+
+def test_variables_of_the_template() -> None:
+    template = Characters(SWITCHED + "{% if effort %}({{ effort }}){% endif %}")
+    assert text_of(build_prompt(MESSAGES, template, "auto", {"effort": "high"}).ids).endswith("[assistant](high)")
+    assert text_of(build_prompt(MESSAGES, template, "off", {"effort": 3}).ids).endswith("</think>\n\n(3)")
+    assert text_of(build_prompt(MESSAGES, template, "auto", {"enable_thinking": False}).ids).endswith("</think>\n\n")
+
+
+def test_variables_as_typed() -> None:
+    given = ["effort=high", "tools=[1]", "enable_thinking=false", 'quoted="3"', "empty=", "sum=a=b"]
+    wanted = {"effort": "high", "tools": [1], "enable_thinking": False, "quoted": "3", "empty": "", "sum": "a=b"}
+    assert template_kwargs_of(given) == wanted
+    for wrong in ("effort", "=high", "an effort=high", "messages=[]"):
+        with pytest.raises(UserError, match="--template-kwarg"):
+            template_kwargs_of([wrong])
 
 
 def test_there_is_always_one_bos() -> None:

@@ -71,6 +71,15 @@ def test_two_programs_that_begin_one_session_at_once_share_it(tmp_path: Path) ->
         ]
 
 
+@pytest.mark.usefixtures("home")
+def test_a_full_context_stops_where_that_is_wished(scripted: Path) -> None:
+    question = "y" * 150 + "Q"
+    assert chat(scripted, "-p", question, "--ctx", "256", "--session", "s", "--overflow", "stop").returncode == 0
+    done = chat("-p", question, "--session", "s")  # --overflow stays with the session
+    assert (done.returncode, "the context holds 256" in done.stderr) == (2, True)
+    assert chat("-p", question, "--session", "s", "--overflow", "drop").stdout == "xyz\n"
+
+
 def test_a_question_that_could_not_be_asked_is_not_kept(scripted: Path, home: Path) -> None:
     assert chat("nowhere.gguf", "-p", "T", "--session", "s").returncode == 2
     done = chat(scripted, "-p", "T" * 300, "--ctx", "256", "--session", "s")
