@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ftllm.chat.lookup import Lookup
 from ftllm.chat.prompt import common_prefix
 from ftllm.chat.states import label_of
 from ftllm.errors import WorkError
@@ -44,6 +45,9 @@ class Memory:
         self._recurrent = context.recurrent
         self.needs_marks = self._recurrent or context.window > 0
         self._points: list[Point] = []
+        self._ahead: list[int] = []  # a draft's tokens in the cache that are not confirmed
+        self._drafted = 0
+        self.output = -1  # which of the last batch's logits are those of the last token
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -59,11 +63,13 @@ class Memory:
     def forget(self) -> None:
         """Empty the cache, whatever it holds now."""
         self.context.clear()
+        self._ahead, self.output = [], -1
         self.tokens.clear()
         self._points.clear()
 
     def mark(self) -> None:
         """Make this a place that `rewind` comes back to at once."""
+        self._drop_draft()
         length = len(self.tokens)
         if not self.needs_marks or not length or any(point.length == length for point in self._points):
             return
@@ -122,8 +128,45 @@ class Memory:
 
     def append(self, tokens: Sequence[int]) -> None:
         """Evaluate tokens that go on from here."""
+        self._drop_draft()
         self.context.decode(tokens, start=len(self.tokens))
         self.tokens.extend(tokens)
+
+    def advance(self, token: int, lookup: Lookup) -> None:
+        """Evaluate one token that goes on from here, and with it what `lookup` expects to follow.
+
+        Where the last draft foretold it, it is evaluated already.
+        """
+        lookup.add(token)
+        if self._ahead and self._ahead[0] == token:
+            self.tokens.append(self._ahead.pop(0))
+            self.output += 1
+            if not self._ahead:
+                lookup.told(self._drafted, self._drafted)
+            return
+        if self._ahead:
+            lookup.told(self._drafted - len(self._ahead), self._drafted)
+        self._drop_draft()
+        start = len(self.tokens)
+        room = 0 if self._recurrent else self.context.n_ctx - start - 1
+        draft = lookup.draft()[:room]
+        self.context.decode([token, *draft], start=start, logits="all" if draft else "last")
+        self.tokens.append(token)
+        self._ahead, self._drafted = draft, len(draft)
+        self.output = 0 if draft else -1
+
+    def _drop_draft(self) -> None:
+        """Take what was not confirmed out of the cache; its logits go with it."""
+        if not self._ahead:
+            self.output = -1
+            return
+        self._ahead, self.output = [], -1
+        length = len(self.tokens)
+        if not (self.context.can_remove(0, length) and self.context.remove(0, length)):
+            tokens = self.tokens.copy()
+            self.forget()
+            self.context.decode(tokens, start=0)
+            self.tokens = tokens
 
     def save(self, path: Path, model: str) -> int:
         """Write the cache to a file, and beside it whose it is; its size in bytes.
@@ -132,6 +175,7 @@ class Memory:
             WorkError: no space left.
             UserError: the place cannot be written.
         """
+        self._drop_draft()
         with whole_file(path) as partial:
             size = save_file(self.context, partial, self.tokens)
         write_json(label_of(path), {**_key(model), "tokens": len(self.tokens), "bytes": size})
@@ -161,6 +205,7 @@ class Memory:
 
     def _rewind(self, length: int) -> None:
         """Go back to the first `length` tokens, or as near before that as there is a way."""
+        self._ahead, self.output = [], -1  # cut off with the rest
         if length == len(self.tokens) == self.context.length():
             return
         if length and self.context.can_remove(0, length) and self.context.remove(0, length):

@@ -64,6 +64,7 @@ class ReplyOptions:
         overflow: when the conversation outgrows the context: `drop` the oldest turns, keeping the system prompt, or
             `stop`.
         template_kwargs: variables for the chat template, `reasoning_effort` for one; JSON values by name.
+        speculate: draft what was said before, and evaluate it several tokens at once; see `ftllm.chat.lookup`.
         ignore_end: generate `max_tokens` tokens whatever comes, for measuring.
         temperature, top_k, top_p, min_p, and the penalties: None for the GGUF's `general.sampling.*`, else the
             defaults of `ftllm.llama.sampling.Sampling`.
@@ -76,6 +77,7 @@ class ReplyOptions:
     loops: LoopMode = "warn"
     overflow: Overflow = "drop"
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    speculate: bool = False
     ignore_end: bool = False
     temperature: float | None = None
     top_k: int | None = None

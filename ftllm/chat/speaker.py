@@ -20,6 +20,7 @@ from ftllm.chat.events import (
     ThinkEndReason,
     TurnsDropped,
 )
+from ftllm.chat.lookup import MOST, Lookup
 from ftllm.chat.memory import CHUNK, Memory
 from ftllm.chat.options import LoadSettings, ReplyOptions, ThinkMode
 from ftllm.chat.prompt import Prompt, build_prompt, kept_length, next_ids
@@ -98,7 +99,7 @@ class Speaker:
         self.model = model
         n_ctx = settings.n_ctx or usual_context(model.header, _free_memory(model))
         self.context = Context(
-            model, n_ctx=n_ctx, n_batch=CHUNK, n_threads=settings.n_threads, n_outputs=1, windowed=True
+            model, n_ctx=n_ctx, n_batch=CHUNK, n_threads=settings.n_threads, n_outputs=1 + MOST, windowed=True
         )
         self.memory = Memory(self.context)
         self._tag_texts = control_texts(model, tags_of(model.chat_template).strings)
@@ -226,6 +227,7 @@ class Speaker:
         """Sample and decode until the reply ends."""
         model, context, options = self.model, self.context, course.options
         text, guard = TextStream(model), LoopGuard()
+        lookup = Lookup(self.memory.tokens) if options.speculate else None
         reason: DoneReason = "length"
         if course.prompt.opened:
             writer.open_thought()
@@ -248,7 +250,7 @@ class Speaker:
                 if course.loop and not writer.thinking:
                     reason = "loop"
                     break
-                token = sampler.sample(context)
+                token = sampler.sample(context, self.memory.output)
                 course.count(self._clock())
                 if model.is_eog(token) and not options.ignore_end:
                     reason = "stop"
@@ -259,7 +261,10 @@ class Speaker:
                 if len(self.memory) >= context.n_ctx and not self._make_room(course):
                     reason = "stopped" if course.control.stop else "context"
                     break
-                self.memory.append((token,))
+                if lookup is None:
+                    self.memory.append((token,))
+                else:
+                    self.memory.advance(token, lookup)
         writer.finish(text.finish(), why=THOUGHT_LEFT[reason])
         return reason
 

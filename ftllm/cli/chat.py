@@ -65,6 +65,10 @@ def chat(
     loops: Annotated[
         LoopMode, typer.Option(help="When it goes in circles: say so, stop that, or do not look for it.")
     ] = "warn",
+    speculate: Annotated[
+        bool,
+        typer.Option("--speculate", help="Draft what was said before: quicker where a text is said again, as in code."),
+    ] = False,
     overflow: Annotated[
         Overflow, typer.Option(help="When the context is full: drop the oldest turns, or stop.")
     ] = "drop",
@@ -161,6 +165,7 @@ def chat(
         think_budget=think_budget,
         loops=loops,
         overflow=overflow,
+        speculate=speculate,
         template_kwargs=template_kwargs_of(template_kwarg or []),
         temperature=temp,
         seed=seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from talking import Talk, only, reply_of
@@ -175,3 +176,12 @@ def test_the_same_seed_says_the_same(talk: Talk) -> None:
     assert set(first) == {"0", "1"}
     assert other != first
     assert set(reply_of(talk.say("D", ReplyOptions(temperature=0, max_tokens=64))).answer) < {"0", "1"}
+
+
+def test_drafts_change_nothing_of_a_reply(talk: Talk) -> None:
+    for question, drawn in (("L", ReplyOptions(temperature=0)), ("T", ReplyOptions()), ("D", ReplyOptions(seed=3))):
+        options = replace(drawn, max_tokens=150, loops="off")
+        plain = reply_of(talk.say(question, options))
+        drafted = reply_of(talk.say(question, replace(options, speculate=True)))
+        assert (drafted.thought, drafted.answer) == (plain.thought, plain.answer)
+        assert plain.answer
