@@ -6,6 +6,7 @@ Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and gguf.cpp i
 
 from __future__ import annotations
 
+import errno
 import mmap
 import struct
 from collections.abc import Iterable, Mapping
@@ -14,7 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ftllm.errors import UserError
+from ftllm.errors import UserError, WorkError
 from ftllm.llama.types import FILE_TYPE_NAMES, TENSOR_TYPES
 
 MAGIC = b"GGUF"
@@ -157,6 +158,8 @@ def read_header(path: Path) -> Header:
     except IsADirectoryError:
         raise UserError(f"{path} is a directory, not a GGUF file", "give the path of a file in it") from None
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            raise WorkError(f"{path} does not fit in memory", "close programs, or take a smaller file") from None
         raise UserError(f"{path} cannot be read: {error}", "check that it is a file you may read") from None
 
 

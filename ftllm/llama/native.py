@@ -25,7 +25,7 @@ SPIN = "1000"
 """How often libgomp's threads look whether the others have come before they sleep: about 60 microseconds.
 
 They meet hundreds of times a token. By themselves they look for some 20 ms, on the core that the thread they wait for
-may need: with any other program on the machine a model of 168 tokens/s fell to 2.8, with this to 58.
+may need: with any other program on the machine a model of 168 tokens/s fell to 2.8, with this to 45.
 """
 
 DEBUG, CONTINUED = 1, 5  # ggml_log_level in ggml.h
