@@ -102,6 +102,7 @@ class Transcript(ScrollView, can_focus=True):
         self._following = True
         self._own_scroll = False
         self._told_at_end: bool | None = None
+        self._placed: dict[int, tuple[Strip, Strip]] = {}  # by line: as drawn, and marked with its place
         self._bar_look = (0, 0, 0)  # what decides how the scrollbar looks
         self._place: tuple[Turn, int] | None = None  # what to show at the top once the size is known
 
@@ -234,19 +235,27 @@ class Transcript(ScrollView, can_focus=True):
     def render_lines(self, crop: Region) -> list[Strip]:
         """The lines of the view within `crop`, as the screen takes them.
 
-        Textual would frame each line anew (there is no frame) and mark each cell with its place (for the mouse, which
-        asks `render_line`). Handing on the same strips, drawn before, costs a tenth: Textual keeps their escape codes.
+        Textual would frame each line anew, and there is no frame. Handing on the same strips as the last time costs a
+        tenth: it keeps what it has made of them, their escape codes too.
         """
-        strips = [self._line(y) for y in crop.line_range]
+        strips = [self.render_line(y) for y in crop.line_range]
         background = self.background_colors[1]
         for line_filter in self.get_line_filters():
             strips = [strip.apply_filter(line_filter, background) for strip in strips]
         start, end = crop.column_span
+        if not self.show_vertical_scrollbar and self._page is not None:  # nothing else draws on its place
+            strips = [strip.adjust_cell_length(end, self._page.look.base) for strip in strips]
         return [strip.crop(start, end) for strip in strips] if start or end < self.size.width else strips
 
     def render_line(self, y: int) -> Strip:
-        """A line of the view, each cell marked with its place."""
-        return self._line(y).apply_offsets(0, self.scroll_offset.y + y)
+        """A line of the view, each cell marked with its place, by which the mouse selects."""
+        line, strip = self.scroll_offset.y + y, self._line(y)
+        known = self._placed.get(line)
+        if known is None or known[0] is not strip:
+            if len(self._placed) >= KEPT_LINES:
+                self._placed.clear()
+            known = self._placed[line] = strip, strip.apply_offsets(0, line)
+        return known[1]
 
     def _line(self, y: int) -> Strip:
         if self._page is None:
