@@ -239,12 +239,12 @@ class Transcript(ScrollView, can_focus=True):
         tenth: it keeps what it has made of them, their escape codes too.
         """
         strips = [self.render_line(y) for y in crop.line_range]
+        start, end = crop.column_span
+        if not self.show_vertical_scrollbar and self._page is not None:  # nothing else draws on its place
+            strips = [strip.adjust_cell_length(end, self._page.look.base.background_style) for strip in strips]
         background = self.background_colors[1]
         for line_filter in self.get_line_filters():
             strips = [strip.apply_filter(line_filter, background) for strip in strips]
-        start, end = crop.column_span
-        if not self.show_vertical_scrollbar and self._page is not None:  # nothing else draws on its place
-            strips = [strip.adjust_cell_length(end, self._page.look.base) for strip in strips]
         return [strip.crop(start, end) for strip in strips] if start or end < self.size.width else strips
 
     def render_line(self, y: int) -> Strip:
