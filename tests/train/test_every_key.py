@@ -91,6 +91,7 @@ CHANGES = {
     "load_in_4bit": Change(True, "backend"),
     "gradient_checkpointing": Change(False, "trainer"),
     "log_steps": Change(2, "run"),
+    "report_to": Change("tensorboard", "run"),
     "save_steps": Change(1, "trainer"),
 }
 
@@ -139,7 +140,8 @@ def run(config: TrainConfig, place: Place) -> Any:
     lines = [[line["step"], line["loss"], line.get("eval_nll")] for line in read(result.run.metrics)]
     adapter = sha256((result.run.adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
     samples = result.run.path / "samples.json"
-    return lines, adapter, result.adapter_step, samples.read_text() if samples.exists() else None
+    files = sorted(path.name for path in result.run.path.iterdir())
+    return lines, adapter, result.adapter_step, files, samples.read_text() if samples.exists() else None
 
 
 def name(config: TrainConfig, place: Place) -> Any:
