@@ -79,6 +79,10 @@ class Composer(TextArea):
             event.stop()
             event.prevent_default()
             self.post_message(self.LookedUp())
+        elif event.key == "ctrl+u":  # here, for a binding's turn comes after characters typed right after it
+            event.stop()
+            event.prevent_default()
+            self.action_delete_to_start_of_line()
         elif event.key in self.NEW_LINE_KEYS:
             event.stop()
             event.prevent_default()
