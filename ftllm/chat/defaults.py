@@ -149,13 +149,22 @@ def _change(path: Path, change: Callable[[MutableMapping[str, Any]], None]) -> N
 
 
 def _put(table: MutableMapping[str, Any], values: Values) -> None:
-    import tomlkit
-
     for name, value in values.items():
         if value is None:
             table.pop(name, None)
         else:
-            table[name] = tomlkit.string(value, multiline=True) if isinstance(value, str) and "\n" in value else value
+            table[name] = _item(value)
+
+
+def _item(value: Value) -> Any:
+    """A value as TOML: a long text on lines of its own, variables on one."""
+    import tomlkit
+
+    if isinstance(value, Mapping):
+        table = tomlkit.inline_table()
+        table.update(value)
+        return table
+    return tomlkit.string(value, multiline=True) if isinstance(value, str) and "\n" in value else value
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TypeAlias, get_args
+from typing import Any, TypeAlias, get_args
 
-from ftllm.chat.options import LoopMode, Overflow, ReplyOptions, ThinkMode, ThoughtMode
+from ftllm.chat.options import LoopMode, Overflow, ReplyOptions, ThinkMode, ThoughtMode, template_kwargs_of
 from ftllm.errors import UserError
 
-Value: TypeAlias = str | int | float | None
+Value: TypeAlias = str | int | float | bool | Mapping[str, Any] | None
 Values: TypeAlias = Mapping[str, Value]
 """Settings by name."""
 
 UNSET_WORDS = ("", "default", "none")
+ON, OFF = "on", "off"
 MANY = 2**31 - 1  # tokens: what llama.cpp counts in
 
 
@@ -27,7 +30,7 @@ class Setting:
         label: what the screen calls it.
         command: what it is called after a slash.
         help: what it does, on one line.
-        kind: of its values.
+        kind: of its values: str, int, float, bool or dict.
         low, high: bounds of a number, themselves allowed.
         choices: the only values allowed, where there are few.
         unset: how to say that it is left to someone else (None); empty where it cannot be.
@@ -37,7 +40,7 @@ class Setting:
     label: str
     command: str
     help: str
-    kind: type[str] | type[int] | type[float] = str
+    kind: type = str
     low: float = 0
     high: float = math.inf
     choices: tuple[str, ...] = ()
@@ -48,8 +51,8 @@ class Setting:
         """What its values are, in words."""
         if self.choices:
             return "one of " + ", ".join(self.choices)
-        if self.kind is str:
-            return "a text"
+        if self.kind in WORDS:
+            return WORDS[self.kind]
         noun = "a whole number" if self.kind is int else "a number"
         return f"{noun} from {self.low:g}" + (f" to {self.high:g}" if self.high < MANY else "")
 
@@ -59,11 +62,18 @@ class Setting:
         Raises:
             UserError: it is none.
         """
-        if self.kind is str and isinstance(value, str) and (not self.choices or value in self.choices):
-            return value
-        number = isinstance(value, int | self.kind) and not isinstance(value, bool | str)
-        if self.kind is not str and number and self.low <= value <= self.high:  # type: ignore[operator]  # a NaN is not
-            return float(value) if self.kind is float else value  # type: ignore[arg-type, return-value]
+        match value:
+            case bool() if self.kind is bool:
+                return value
+            case dict() if self.kind is dict:
+                return value
+            case str() if self.kind is str and (not self.choices or value in self.choices):
+                return value
+            case int() if self.kind is int and not isinstance(value, bool) and self.low <= value <= self.high:
+                return value
+            case int() | float() if self.kind is float and not isinstance(value, bool):
+                if self.low <= value <= self.high:  # a NaN is not
+                    return float(value)
         raise UserError(f"{self.name}: {self.rule}, not {_shown(value)}")
 
     def parse(self, text: str) -> Value:
@@ -79,15 +89,33 @@ class Setting:
         if self.unset and text.lower() in (*UNSET_WORDS, self.unset):
             return None
         try:
-            return self.check(self.kind(text) if self.kind is not str else text.lower() if self.choices else text)
-        except (ValueError, UserError):
+            if self.kind is dict:
+                return template_kwargs_of(shlex.split("" if text in UNSET_WORDS else text))
+            if self.kind is bool:
+                return {ON: True, OFF: False, "true": True, "false": False}[text.lower()]
+            if self.kind is str:
+                return self.check(text.lower() if self.choices else text)
+            return self.check(self.kind(text))
+        except (ValueError, KeyError, UserError):
             raise UserError(f"{self.label}: {rule}, not {_shown(text)}") from None
 
     def show(self, value: Value) -> str:
         """A value as a person types it."""
-        return self.unset if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+        match value:
+            case None:
+                return self.unset
+            case bool():
+                return ON if value else OFF
+            case float():
+                return repr(value).removesuffix(".0")
+            case Mapping():
+                texts = {name: one if isinstance(one, str) else json.dumps(one) for name, one in value.items()}
+                return shlex.join(f"{name}={text}" for name, text in texts.items())
+            case _:
+                return str(value)
 
 
+WORDS: Mapping[type, str] = {str: "a text", bool: "true or false", dict: "variables as in reasoning_effort=high"}
 SYSTEM = Setting("system", "System prompt", "system", "What the model is told first")
 REPLY_SETTINGS = (
     Setting("temperature", "Temperature", "temp", "0 takes the likeliest token", float, 0, 5, unset="model"),
@@ -130,6 +158,8 @@ REPLY_SETTINGS = (
     Setting("think_budget", "Think budget", "budget", "Tokens of thought at most", int, 0, MANY, unset="none"),
     Setting("loops", "Loop guard", "loops", "When it goes in circles", choices=get_args(LoopMode)),
     Setting("overflow", "Full context", "overflow", "Drop the oldest turns, or stop", choices=get_args(Overflow)),
+    Setting("speculate", "Speculate", "speculate", "Draft what was said before", bool),
+    Setting("template_kwargs", "Template", "template", "Its variables: reasoning_effort=high", dict),
 )
 THOUGHTS = Setting("thoughts", "Thoughts are", "thoughts", "How thoughts are shown", choices=get_args(ThoughtMode))
 THEME = Setting("theme", "Theme", "theme", "The colours of the screen")

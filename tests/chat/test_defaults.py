@@ -42,6 +42,7 @@ def test_what_it_says() -> None:
         ('top_k = "40"', ':1: top_k: a whole number from 0, not "40"', "correct that line"),
         ("seed = 1\n[presets.a]\nsystem = 'x'\nseed = -1", ":4: seed: a whole number", "correct that line"),
         ('[presets.a]\ntheme = "nord"', ":2: 'theme' is no setting", "a preset has none"),
+        ("speculate = 1", ":1: speculate: true or false, not 1", "correct that line"),
         ("presets = 1", ":1: presets are tables", "[presets.NAME]"),
         ('endpoints = "http://x"', ":1: endpoints is a list", "endpoints = ["),
     ],
@@ -82,6 +83,12 @@ def test_writing_leaves_the_rest_of_the_file(tmp_path: Path) -> None:
 )
 def test_presets_come_back_as_they_were(tmp_path: Path, system: str) -> None:
     path = tmp_path / "chat.toml"
+    write_values(path, {"speculate": True, "template_kwargs": {"reasoning_effort": "high", "depth": [1, 2]}})
+    assert read_defaults(path).values == {
+        "speculate": True,
+        "template_kwargs": {"reasoning_effort": "high", "depth": [1, 2]},
+    }
+    write_values(path, {"speculate": None, "template_kwargs": None})
     for name in ("one", "a b.c", "three"):
         write_preset(path, name, {"system": system, "temperature": 0.2, "seed": None})
     write_preset(path, "one", {"top_k": 5})

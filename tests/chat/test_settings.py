@@ -40,6 +40,9 @@ def test_each_has_a_name_a_command_and_words_of_its_own() -> None:
         ("system", "none", "none"),
         ("system", "", None),
         ("theme", "nord", "nord"),
+        ("speculate", "On", True),
+        ("template_kwargs", "reasoning_effort=high 'tools=[1, 2]'", {"reasoning_effort": "high", "tools": [1, 2]}),
+        ("template_kwargs", "none", {}),
     ],
 )
 def test_what_is_typed(name: str, text: str, value: Value) -> None:
@@ -58,6 +61,9 @@ def test_what_is_typed(name: str, text: str, value: Value) -> None:
         ("top_k", "1.5", 'Top-k: a whole number from 0, or model, not "1.5"'),
         ("max_tokens", "0", 'Max tokens: a whole number from 1, not "0"'),
         ("max_tokens", "", 'Max tokens: a whole number from 1, not ""'),
+        ("speculate", "yes", 'Speculate: true or false, not "yes"'),
+        ("template_kwargs", "high", 'Template: variables as in reasoning_effort=high, not "high"'),
+        ("template_kwargs", "a='", 'Template: variables as in reasoning_effort=high, not "a=\'"'),
         ("think", "maybe", 'Thinking: one of auto, on, off, not "maybe"'),
     ],
 )
@@ -69,7 +75,13 @@ def test_what_is_typed_wrongly(name: str, text: str, complaint: str) -> None:
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
 def test_what_is_shown_can_be_typed(setting: object) -> None:
-    values = {**values_of("Be brief.", ReplyOptions(temperature=0.7, top_k=0)), "thoughts": "auto", "theme": "nord"}
+    values = {
+        **values_of(
+            "Be brief.", ReplyOptions(temperature=0.71234567, template_kwargs={"a": "b c", "d": [1, {"e": None}]})
+        ),
+        "thoughts": "auto",
+        "theme": "nord",
+    }
     one = BY_NAME[setting.name]  # type: ignore[attr-defined]
     assert one.parse(one.show(values[one.name])) == values[one.name]
 

@@ -15,7 +15,7 @@ from ftllm.chat.defaults import Defaults, read_defaults, write_preset, write_val
 from ftllm.chat.events import AnyEvent, Failed, Loaded
 from ftllm.chat.options import ChatOptions, ReplyOptions
 from ftllm.chat.remote import Target
-from ftllm.chat.settings import BY_NAME, OF_REPLIES, Setting, Value, Values, reply_options, values_of
+from ftllm.chat.settings import BY_NAME, OF_REPLIES, OFF, ON, Setting, Value, Values, reply_options, values_of
 from ftllm.chat.store import list_sessions
 from ftllm.errors import UserError
 from tui.commands import Command, command_named, commands_of, perform, possible, rank
@@ -105,7 +105,8 @@ class ChoosingScreen(TalkScreen):
             return []
         if setting.name == "theme":
             return sorted(self.app.available_themes)
-        return [*setting.choices, *([setting.unset] if setting.unset else [])]
+        choices = (ON, OFF) if setting.kind is bool else setting.choices
+        return [*choices, *([setting.unset] if setting.unset else [])]
 
     @on(Composer.Commanded)
     async def _commanded(self, event: Composer.Commanded) -> None:

@@ -15,7 +15,7 @@ from textual.screen import ModalScreen
 from textual.widget import Widget
 from textual.widgets import Input, Static, TextArea
 
-from ftllm.chat.settings import BY_NAME, SETTINGS, SYSTEM, THEME, Setting, Value, Values
+from ftllm.chat.settings import BY_NAME, OFF, ON, SETTINGS, SYSTEM, THEME, Setting, Value, Values
 from ftllm.errors import UserError
 from tui.widgets.choice import Choice
 
@@ -117,8 +117,9 @@ class SettingsScreen(ModalScreen[Chosen | None]):
         value, name = self._before[setting.name], f"set-{setting.name}"
         if setting is SYSTEM:
             return TextArea(str(value or ""), compact=True, id=name, placeholder="none", highlight_cursor_line=False)
-        if setting is THEME or setting.choices:
-            return Choice(self._themes if setting is THEME else setting.choices, str(value), id=name)
+        choices = self._themes if setting is THEME else (OFF, ON) if setting.kind is bool else setting.choices
+        if choices:
+            return Choice(choices, setting.show(value), id=name)
         text = "" if value is None else setting.show(value)
         return Input(text, placeholder=setting.unset, compact=True, id=name, select_on_focus=True)
 
