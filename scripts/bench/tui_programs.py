@@ -95,6 +95,10 @@ class Player:
 
     def answer_now(self) -> None: ...
 
+    def save_state(self, *_: object) -> None: ...
+
+    def load_state(self, *_: object) -> None: ...
+
 
 def play(kind: str, rate: str) -> None:
     """The screen over a recorded stream."""
