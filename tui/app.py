@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,6 +13,7 @@ from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.command import Provider
 
+from ftllm.chat.defaults import default_path, read_defaults
 from ftllm.chat.events import Failed, StateSaved
 from ftllm.chat.options import ChatOptions
 from ftllm.chat.remote import Target
@@ -108,6 +110,7 @@ def run_chat(model: Target, options: ChatOptions) -> int:
     Returns:
         the program's exit code.
     """
+    options = replace(options, defaults=options.defaults or read_defaults(default_path()))
     inbox = Inbox()
     store, notice = _store()
     with Voice(inbox.put) as voice, store:

@@ -85,7 +85,7 @@ class Setting:
         text = text.strip()
         rule = f"{self.rule}, or {self.unset}" if self.unset else self.rule
         if self.name == "system":
-            return text or None
+            return None if text.lower() in ("", self.unset) else text
         if self.unset and text.lower() in (*UNSET_WORDS, self.unset):
             return None
         try:
@@ -116,7 +116,7 @@ class Setting:
 
 
 WORDS: Mapping[type, str] = {str: "a text", bool: "true or false", dict: "variables as in reasoning_effort=high"}
-SYSTEM = Setting("system", "System prompt", "system", "What the model is told first")
+SYSTEM = Setting("system", "System prompt", "system", "What the model is told first", unset="none")
 REPLY_SETTINGS = (
     Setting("temperature", "Temperature", "temp", "0 takes the likeliest token", float, 0, 5, unset="model"),
     Setting("top_p", "Top-p", "top-p", "The likeliest with this share in all", float, 0, 1, unset="model"),

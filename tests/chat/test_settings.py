@@ -37,7 +37,7 @@ def test_each_has_a_name_a_command_and_words_of_its_own() -> None:
         ("think_budget", "none", None),
         ("think_budget", "0", 0),
         ("system", "  Be brief.\n", "Be brief."),
-        ("system", "none", "none"),
+        ("system", "none", None),
         ("system", "", None),
         ("theme", "nord", "nord"),
         ("speculate", "On", True),

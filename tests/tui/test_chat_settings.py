@@ -106,7 +106,7 @@ async def test_a_system_prompt_of_several_lines(tmp_path: Path) -> None:
         await stage.settle(pilot)
         await stage.say(pilot, "/system none")
         await stage.say(pilot, "Hello")
-        assert stage.engine.asked[1][0]["content"] == "none"  # a text like any other
+        assert stage.engine.asked[1][0]["role"] == "user"
 
 
 async def test_a_preset_fills_the_form(tmp_path: Path) -> None:
@@ -152,6 +152,9 @@ async def test_keeping_a_preset_and_the_defaults(tmp_path: Path) -> None:
         assert read.presets["half"] == {"top_p": 0.5}
         assert read.presets["review"]["system"] == "Review this."
         assert path.read_text().startswith("# mine\n")
+        await stage.say(pilot, "/top-p 0.1")
+        await pilot.press("f6")
+        assert stage.screen.conversation.options == ReplyOptions(top_p=0.5)
         await stage.say(pilot, "/drop-preset half")
         assert list(read_defaults(path).presets) == ["review"]
 

@@ -20,6 +20,7 @@ from ftllm.chat.store import list_sessions
 from ftllm.errors import UserError
 from tui.commands import Command, command_named, commands_of, perform, possible, rank
 from tui.screens.talk import TalkScreen
+from tui.text import one_line
 from tui.widgets.completions import Completion, Completions
 from tui.widgets.composer import Composer
 
@@ -270,8 +271,7 @@ class ChoosingScreen(TalkScreen):
             self._talker.set_sampling(**changes)  # type: ignore[arg-type]
 
     def _say(self, setting: Setting, value: Value) -> None:
-        shown = setting.show(value) if setting.name != "system" or value else "none"
-        self.notify(f"{setting.label}: {shown[:60]}", timeout=2, markup=False)
+        self.notify(f"{setting.label}: {one_line(setting.show(value), 60)}", timeout=2, markup=False)
 
     # The settings file
 
@@ -287,6 +287,7 @@ class ChoosingScreen(TalkScreen):
         usual = values_of(None, ReplyOptions())
         kept = {name: value if value != usual[name] else None for name, value in self._conversation_values().items()}
         self._write(lambda path: write_values(path, kept))
+        self._options = replace(self._options, system=self.conversation.system, reply=self.conversation.options)
         self.notify(f"New conversations begin so ({self.defaults.path})", markup=False)
 
     def action_keep_preset(self, name: str) -> None:

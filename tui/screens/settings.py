@@ -116,7 +116,9 @@ class SettingsScreen(ModalScreen[Chosen | None]):
     def _field(self, setting: Setting) -> Widget:
         value, name = self._before[setting.name], f"set-{setting.name}"
         if setting is SYSTEM:
-            return TextArea(str(value or ""), compact=True, id=name, placeholder="none", highlight_cursor_line=False)
+            return TextArea(
+                str(value or ""), compact=True, id=name, placeholder=setting.unset, highlight_cursor_line=False
+            )
         choices = self._themes if setting is THEME else (OFF, ON) if setting.kind is bool else setting.choices
         if choices:
             return Choice(choices, setting.show(value), id=name)
