@@ -30,6 +30,12 @@ def export(
         str | None,
         typer.Option(metavar="PATH|REPO", help="The 16-bit base, where it is not the one the adapter names."),
     ] = None,
+    adapter_only: Annotated[
+        bool, typer.Option("--adapter-only", help="Write the adapter alone, as a LoRA GGUF for `ftllm chat --lora`.")
+    ] = False,
+    mmproj: Annotated[
+        bool, typer.Option("--mmproj", help="Write the vision part too, as an mmproj GGUF for `ftllm chat --image`.")
+    ] = False,
     imatrix: Annotated[
         str,
         typer.Option(
@@ -77,12 +83,16 @@ def export(
       ftllm export
       ftllm export my-run --quant Q4_K_M,Q8_0
       ftllm export models/nano --quant F16 --out /tmp/gguf
+      ftllm export my-run --adapter-only
       ftllm export my-run --dry-run
       ftllm export my-run --quant all,i1
       ftllm export my-run --push you/my-model-GGUF
     """
-    from ftllm.export import pipeline, results
+    from ftllm.errors import UserError
+    from ftllm.export import extras, pipeline, results
 
+    if adapter_only and mmproj:
+        raise UserError("--mmproj has no meaning with --adapter-only", "export the model, or the adapter")
     reporter = Reporter(json_lines=json_output, quiet=quiet, verbose=verbose)
     request = pipeline.ExportRequest(
         given=source,
@@ -97,13 +107,16 @@ def export(
         runs_root=runs,
         offline=offline,
         dry_run=dry_run,
+        mmproj=mmproj,
     )
     if push is not None and not dry_run:
         from ftllm.hub.push import PushRequest, require_access
 
         require_access(PushRequest(push, offline=offline), reporter)
-    result = pipeline.export(request, reporter)
-    if dry_run and not json_output:
+    result = extras.export_adapter(request, reporter) if adapter_only else pipeline.export(request, reporter)
+    if mmproj and not dry_run:
+        result = extras.export_projector(request, result, reporter)
+    if dry_run and not json_output and not adapter_only:
         print_plan(result)
     elif not json_output:
         for file in result.files:
@@ -111,7 +124,7 @@ def export(
         if verify == "full" and not quiet:
             print_figures(result)
         checked = "verified against transformers" if result.verified else "not verified"
-        reporter.say(f"Done in {result.seconds:.1f} s, {checked}")
+        reporter.say("Nothing was written" if dry_run else f"Done in {result.seconds:.1f} s, {checked}")
     pushed = {}
     if push is not None and not dry_run:
         from ftllm.cli.push import publish

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ftllm import __version__, runs
-from ftllm.errors import WorkError
+from ftllm.errors import UserError, WorkError
 from ftllm.export import calibration, fetch, heldout, importance, ollama, preflight, provenance, quants, source, targets
 from ftllm.export.calibration import Calibration
 from ftllm.export.child import Child
@@ -41,6 +41,7 @@ class ExportRequest:
         tensor_types: as `--tensor-type` has them, `REGEX=TYPE`.
         split_max_size: largest shard, such as `5G`; None for one file.
         llama_cpp: a llama.cpp checkout whose converter to use.
+        mmproj: there must be a vision part, which `extras.export_projector` writes afterwards.
     """
 
     given: str | None = None
@@ -55,6 +56,7 @@ class ExportRequest:
     runs_root: Path = runs.DEFAULT_RUNS
     offline: bool = False
     dry_run: bool = False
+    mmproj: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,12 +145,16 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
     given = request.imatrix not in ("none", "auto")
     matrix = importance.load(Path(request.imatrix).expanduser()) if given else None
     model = source.resolve(request.given, base=request.base, runs_root=request.runs_root, offline=request.offline)
+    if request.mmproj and not source.has_vision(model.base):
+        raise UserError(f"{model.base.name} has no vision part", "leave --mmproj out")
     reporter.say(f"Exporting {describe(model)} to {', '.join(item.label for item in wanted)}")
     reporter.event("source", source=describe(model), types=[item.type for item in wanted])
     text = _text(model, reporter) if request.verify == "full" else None
     if model.adapter is not None:
         read_adapter(model.adapter)
         _warn_of_template(model, reporter)
+    for doubt in model.doubts:
+        reporter.warn(doubt)
     converter = fetch.ensure(request.llama_cpp, offline=request.offline, say=reporter.say)
     out = request.out or model.out
     preflight.require_writable(out)

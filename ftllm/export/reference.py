@@ -138,9 +138,8 @@ class Reference:
 
     @property
     def rotates_halves(self) -> bool | None:
-        """Whether the two halves of a head rotate together, and not neighbours; None where the model does not say."""
-        rotate = getattr(sys.modules[type(self.model).__module__], "rotate_half", None)
-        return None if rotate is None else bool(rotate(torch.arange(4.0))[0] == -2.0)
+        """As `rotates_halves`."""
+        return rotates_halves(self.model)
 
     def _module(self, name: str) -> Any:
         """The module a checkpoint's name is about, which may stem from another version of transformers."""
@@ -188,6 +187,17 @@ def _weights_of(layer: Any) -> AbstractContextManager[None]:
 
     held: AbstractContextManager[None] = align_module_device(layer)
     return held
+
+
+def rotates_halves(model: Any) -> bool | None:
+    """Whether the two halves of a head rotate together, and not neighbours; None where the model does not say."""
+    rotate = getattr(sys.modules[type(model).__module__], "rotate_half", None)
+    return None if rotate is None else bool(rotate(torch.arange(4.0))[0] == -2.0)
+
+
+def factors_of(adapter: Path) -> dict[str, Factors]:
+    """Each changed layer's A, B and factor, by its name in the trained model."""
+    return dict(_factors(adapter))
 
 
 def _rows(layer: Any, rows: Ints) -> Floats:

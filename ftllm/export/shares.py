@@ -66,6 +66,11 @@ def interleaved(header: Header, name: str, rows: int) -> npt.NDArray[np.int64] |
     heads = header.integer("attention.head_count" + ("_kv" if name.endswith("attn_k.weight") else ""))
     if not heads or rows % (2 * heads):
         return None
+    return halves_alternating(heads, rows)
+
+
+def halves_alternating(heads: int, rows: int) -> npt.NDArray[np.int64]:
+    """The row behind each of `rows`, the two halves of each head by turns."""
     return np.arange(rows).reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
 
 

@@ -18,6 +18,7 @@ from ftllm.mirrors import is_four_bit, original
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+TRAINING = "training.json"  # what `ftllm train` knows of the base, beside the adapter
 BASE_FILES = ["*.safetensors", "*.json", "tokenizer.model", "*.jinja", "merges.txt", "vocab.txt", "README.md"]
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 WRITABLE = re.compile(r"[^A-Za-z0-9._-]+")
@@ -36,6 +37,7 @@ class Source:
         out: default directory for the outputs.
         expected: SHA-256 by file name that the base must have (recorded by training); empty when unknown.
         four_bit: the adapter was trained on 4-bit weights.
+        doubts: why the base may be another than the adapter was trained on, a sentence each.
     """
 
     base: Path
@@ -46,6 +48,7 @@ class Source:
     out: Path
     expected: dict[str, str] = field(default_factory=dict)
     four_bit: bool = False
+    doubts: tuple[str, ...] = ()
 
 
 def resolve(
@@ -109,6 +112,11 @@ def check_checkpoint(model: Path) -> None:
         )
 
 
+def has_vision(model: Path) -> bool:
+    """Whether a checkpoint's configuration names a vision part."""
+    return bool(_json(model / "config.json", "a model directory needs config.json").get("vision_config"))
+
+
 def check_shards(model: Path) -> None:
     """Refuse a checkpoint without safetensors, with a shard cut short, or with one missing that its index names."""
     weights = sorted(model.glob("model*.safetensors"))
@@ -165,8 +173,7 @@ def check_base(source: Source) -> dict[str, str]:
         UserError: the base is not the one the adapter was trained on.
     """
     hashes = {path.name: sha256_file(path) for path in base_files(source.base)}
-    compared = [name for name in hashes if name in source.expected]
-    for name in compared:
+    for name in (name for name in hashes if name in source.expected):
         if hashes[name] != source.expected[name]:
             raise UserError(
                 f"{source.base} is not the base this adapter was trained on: {name} differs",
@@ -190,7 +197,8 @@ def _from_run(run: runs.Run, base: str | None, offline: bool) -> Source:
     four_bit = bool(recorded.get("four_bit") or (manifest.get("config") or {}).get("load_in_4bit"))
     expected = {Path(name).name: digest for name, digest in (recorded.get("files") or {}).items()}
     name = _stem(run.name if run.name.startswith(base_name) else f"{base_name}-{run.name}")
-    return Source(directory, base_name, run.adapter, run, name, run.gguf, expected, four_bit)
+    doubts = _unknown_weights(directory, expected)
+    return Source(directory, base_name, run.adapter, run, name, run.gguf, expected, four_bit, doubts)
 
 
 def _from_adapter(adapter: Path, base: str | None, offline: bool) -> Source:
@@ -202,8 +210,48 @@ def _from_adapter(adapter: Path, base: str | None, offline: bool) -> Source:
     config = _json(adapter / ADAPTER_CONFIG, "the adapter is damaged")
     wanted = base or _named_base(adapter)
     directory, base_name = _base_directory(wanted, None if base else config.get("revision"), offline, str(adapter))
-    four_bit = is_four_bit(str(config.get("base_model_name_or_path") or ""))
-    return Source(directory, base_name, adapter, None, _stem(f"{base_name}-{adapter.name}"), Path("gguf"), {}, four_bit)
+    named = str(config.get("base_model_name_or_path") or "")
+    recorded: dict[str, Any] = {}
+    if (adapter / TRAINING).is_file():
+        recorded = _json(adapter / TRAINING, "it is only a record of the training; remove it").get("base") or {}
+    expected = {Path(name).name: digest for name, digest in (recorded.get("files") or {}).items()}
+    name = _stem(f"{base_name}-{adapter.name}")
+    doubts = _unknown_weights(directory, expected) if expected else _doubts(adapter, directory, base_name, named)
+    return Source(directory, base_name, adapter, None, name, Path("gguf"), expected, is_four_bit(named), doubts)
+
+
+def _unknown_weights(base: Path, expected: dict[str, str]) -> tuple[str, ...]:
+    """Whether the hashes that training recorded say nothing of a base's weights: they may be cut into other shards."""
+    weights = {path.name for path in base.glob("model*.safetensors")}
+    if not expected or weights & set(expected):
+        return ()
+    return (f"the weights in {base} are in other files than those trained on, so their hashes cannot be compared",)
+
+
+def _doubts(adapter: Path, base: Path, base_name: str, named: str) -> tuple[str, ...]:
+    """Why a base may not be an adapter's, where no hashes tell: another name, another tokenizer.
+
+    Two models of one shape cannot be told apart by the adapter's numbers, and merging into the wrong one passes every
+    comparison with itself.
+    """
+    found = []
+    wanted = Path(original(named)).name
+    if wanted and wanted != base_name and Path(named).expanduser().resolve() != base:
+        found.append(f"{adapter} was trained on {wanted} by its own account, and is merged into {base_name}")
+    ours, theirs = (_vocabulary(place) for place in (adapter, base))
+    if ours is not None and theirs is not None and ours != theirs:
+        found.append(f"the tokenizer beside {adapter} has other tokens than {base_name}'s")
+    return tuple(found)
+
+
+def _vocabulary(directory: Path) -> Any:
+    """What tokenizer.json maps to ids, as it lies there; None without one."""
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        return None
+    found = _json(path, "copy it again from the original")
+    added = {token["content"]: token["id"] for token in found.get("added_tokens") or []}
+    return (found.get("model") or {}).get("vocab"), added
 
 
 def _name_of(directory: Path) -> str:

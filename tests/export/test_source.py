@@ -80,6 +80,39 @@ def test_a_base_in_the_hubs_cache_is_called_as_its_repository(nano: Path, tmp_pa
         source.resolve(str(run.path), offline=True)
 
 
+def test_an_adapter_that_was_copied_still_knows_its_base(nano: Path, copy_of_nano: Path, tmp_path: Path) -> None:
+    """`ftllm train` writes the base's hashes beside the adapter; a base of the same shape is refused by them."""
+    alone = Path(shutil.copytree(make_run(tmp_path, "run", nano).adapter, tmp_path / "alone"))
+    hashes = {path.name: sha256_file(path) for path in source.base_files(nano)}
+    (alone / "training.json").write_text(json.dumps({"base": {"name": "nano", "files": hashes}}))
+    assert source.check_base(source.resolve(str(alone), base=str(nano)))
+    weights = (copy_of_nano / "model.safetensors").read_bytes()
+    (copy_of_nano / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"this adapter was trained on: model\.safetensors differs"):
+        source.check_base(source.resolve(str(alone), base=str(copy_of_nano)))
+
+
+def test_a_foreign_adapter_on_another_base_is_doubted(nano: Path, copy_of_nano: Path, tmp_path: Path) -> None:
+    """No hashes tell; its own account of its base, and the tokenizer beside it, do."""
+    alone = Path(shutil.copytree(make_run(tmp_path, "run", nano).adapter, tmp_path / "alone"))
+    assert source.resolve(str(alone)).doubts == ()
+    (doubt,) = source.resolve(str(alone), base=str(copy_of_nano)).doubts
+    assert "was trained on nano by its own account, and is merged into base" in doubt
+    tokenizer = json.loads((nano / "tokenizer.json").read_text())
+    (alone / "tokenizer.json").write_text(json.dumps(tokenizer, indent=4))  # other bytes, the same tokens
+    assert source.resolve(str(alone)).doubts == ()
+    tokenizer["added_tokens"].append({"id": 2048, "content": "<new>"})
+    (alone / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (doubt,) = source.resolve(str(alone)).doubts
+    assert "has other tokens than nano's" in doubt
+
+
+def test_weights_in_other_shards_are_doubted(nano: Path, tmp_path: Path) -> None:
+    make_run(tmp_path, "run", nano, **{"model-00001-of-00002.safetensors": "0" * 64})
+    (doubt,) = source.resolve("run", runs_root=tmp_path).doubts
+    assert "their hashes cannot be compared" in doubt
+
+
 def test_a_four_bit_mirror_is_mapped_to_its_original(nano: Path, tmp_path: Path) -> None:
     adapter = make_run(tmp_path, "run", nano).adapter
     alone = shutil.copytree(adapter, tmp_path / "alone")

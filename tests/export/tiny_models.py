@@ -164,6 +164,8 @@ def make(name: str, place: Path) -> Tiny:
         copy_tokenizer(kind.tokenizer, base)
     settings = dict(kind.adapter or EVERY)
     if kind.model_type == "gemma3":
+        images = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "image_seq_length": 4}
+        (base / "preprocessor_config.json").write_text(json.dumps(images))
         settings["target_modules"] = rf".*language_model.*\.({'|'.join(LINEAR)})"
     tuned: Any = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
     for parameter_name, parameter in tuned.named_parameters():

@@ -1,0 +1,93 @@
+"""Whether a LoRA GGUF changes a model as its PEFT adapter does: layer by layer, without the base's weights."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from ftllm.export.blocks import NUMBERS, Floats, dequantize
+from ftllm.export.shares import halves_alternating, relative_change
+from ftllm.export.structure import NEOX, NORMAL
+from ftllm.llama import native
+from ftllm.llama.header import Header, TensorInfo, read_header
+from ftllm.llama.model import Model
+
+ROWS = 64  # of each layer's change
+CLOSE = {"F32": 1e-5, "F16": 2e-3, "BF16": 1e-2}  # relative error of a product of two rounded matrices
+
+
+def check_adapter(path: Path, base: Path, adapter: Path, names: Mapping[str | None, str]) -> list[str]:
+    """Every layer's `alpha / rank * B @ A` in the file is PEFT's `scale * B @ A`, rows in llama.cpp's order.
+
+    Args:
+        names: PEFT's modules by GGUF name; None for those that become part of another tensor.
+    """
+    from ftllm.export.reference import factors_of
+
+    header = read_header(path)
+    infos = {info.name: info for info in header.tensors}
+    alpha = header.metadata.get("adapter.lora.alpha")
+    assert isinstance(alpha, float)
+    heads, permuted = _attention(base, str(header.architecture))
+    factors = factors_of(adapter)
+    for name, module in names.items():
+        if name is None:
+            continue
+        if f"{name}.lora_a" not in infos or f"{name}.lora_b" not in infos:
+            return [f"it lacks the change of {module}"]
+        left, right = (_matrix(header, infos[f"{name}.lora_{part}"]) for part in "ba")
+        a, b, scale = factors[module]
+        rows = np.unique(np.linspace(0, len(left) - 1, ROWS).astype(np.int64))
+        count = heads.get(name.rpartition(".")[0].rpartition(".")[2]) if permuted else None
+        order = halves_alternating(count, len(left)) if count else np.arange(len(left))
+        ours: Floats = (left[rows] @ right) * np.float32(alpha / left.shape[1])
+        theirs: Floats = ((b[order[rows]] @ a) * scale).numpy()
+        share, _ = relative_change(np.zeros_like(theirs), theirs, ours)
+        bound = CLOSE[infos[f"{name}.lora_b"].type]
+        if np.linalg.norm(ours - theirs) > bound * np.linalg.norm(theirs):
+            if np.linalg.norm(ours - share * theirs) <= 2 * bound * np.linalg.norm(ours):
+                return [f"{module} holds {share:.2f} times what the adapter adds"]
+            return [f"{module} is not what the adapter adds (its rows may be in another order)"]
+    return []
+
+
+def _attention(base: Path, architecture: str) -> tuple[dict[str, int], bool]:
+    """Heads of q and k, and whether llama.cpp wants their rows with the halves of each head alternating."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from ftllm.export.reference import rotates_halves
+
+    config = AutoConfig.from_pretrained(base, local_files_only=True)
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)
+    text = config.get_text_config()
+    heads = {"attn_q": text.num_attention_heads, "attn_k": getattr(text, "num_key_value_heads", None)}
+    rope = rope_type(architecture)
+    known = {name: int(count) for name, count in heads.items() if count}
+    return known, bool(rotates_halves(model)) and rope == NORMAL and rope != NEOX
+
+
+def rope_type(architecture: str) -> int:
+    """llama.cpp's `llama_rope_type` of an architecture, asked of a model that has nothing but its name."""
+    with tempfile.TemporaryDirectory(prefix="ftllm-rope-") as directory:
+        path = Path(directory) / "named.gguf"
+        writer = gguf.GGUFWriter(path, architecture)
+        writer.add_tokenizer_model("no_vocab")
+        writer.add_vocab_size(1)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        with Model.load(path, vocab_only=True) as model:
+            return int(native.api().llama_model_rope_type(model.handle))
+
+
+def _matrix(header: Header, info: TensorInfo) -> Floats:
+    data = np.fromfile(header.path, dtype=np.uint8, count=info.nbytes, offset=info.offset)
+    return dequantize(NUMBERS[info.type], data, info.shape[0])

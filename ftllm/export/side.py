@@ -1,0 +1,196 @@
+"""The process that makes what lies beside a model's GGUF: `python -m ftllm.export.side`.
+
+A LoRA adapter or a vision projector, by upstream's converter, into a partial file; then the file is read back and
+compared with its source. One JSON job on stdin; a `made` event with the file's faults at the end.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ftllm.errors import UserError
+from ftllm.export.worker import Channel, add_values, serve
+
+# Where transformers 4, Google's checkpoints and upstream's converter have the parts of a vision model.
+OLD_NAMES = {
+    "model.vision_tower.": "vision_tower.",
+    "model.multi_modal_projector.": "multi_modal_projector.",
+}
+
+
+def run(job: dict[str, Any], channel: Channel) -> None:
+    """Make one file.
+
+    Args:
+        job: `what` (`adapter` or `projector`), `converter` (directory), `base`, `adapter` (for the one), `model` (for
+            the other: a GGUF of the text part), `name`, `kind` (F32, F16 or BF16), `path` to write to, `values`
+            (metadata to add), `check` (compare it with its source).
+    """
+    root = Path(job["converter"])
+    sys.path[:0] = [str(root), str(root / "gguf-py")]
+    started = time.monotonic()
+    path = Path(job["path"])
+    channel.partials = [path]
+    faults = (write_adapter if job["what"] == "adapter" else write_projector)(job, path)
+    channel.partials = []
+    channel.send("made", faults=faults, seconds=time.monotonic() - started)
+
+
+def write_adapter(job: dict[str, Any], path: Path) -> list[str]:
+    """A LoRA GGUF, its scales folded in: upstream's own program takes `lora_alpha / rank` for every layer."""
+    from ftllm.export import lean
+
+    lean.skip_documentation()
+    import gguf
+    import torch
+    from conversion import LazyTorchTensor
+    from convert_lora_to_gguf import LoraTorchTensor  # type: ignore[import-not-found]
+    from safetensors import safe_open
+
+    from ftllm.export import convert
+    from ftllm.export.lora import read_adapter
+
+    base = Path(job["base"])
+    adapter = read_adapter(Path(job["adapter"]))
+    whole = convert.open_checkpoint(base, adapter, job["name"])  # refuses what does not belong to this base
+    alpha = float(adapter.config.get("lora_alpha", 8))
+    weights: Any = safe_open(adapter.weights, framework="pt")
+    pairs = {name: next(p for p in adapter.pairs if p.module == module) for name, module in whole.merged.items()}
+    parent: Any = type(whole.model).__mro__[1]
+
+    class LoraModel(parent):  # type: ignore[misc]
+        model_arch = parent.model_arch
+
+        def set_vocab(self) -> None:
+            pass
+
+        def set_type(self) -> None:
+            self.gguf_writer.add_type(gguf.GGUFType.ADAPTER)
+            self.gguf_writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+
+        def set_gguf_parameters(self) -> None:
+            self.gguf_writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
+
+        def generate_extra_tensors(self) -> list[Any]:
+            return []
+
+        def get_tensors(self) -> Iterator[tuple[str, Any]]:
+            for name, pair in pairs.items():
+                a, b = (weights.get_tensor(part).float() for part in (pair.a, pair.b))
+                b = b * (pair.scale * pair.rank / alpha)  # llama.cpp multiplies by alpha / rank
+                yield name, LoraTorchTensor(LazyTorchTensor.from_eager(a), LazyTorchTensor.from_eager(b))
+
+        def modify_tensors(self, data_torch: Any, name: str, bid: int | None) -> Iterator[tuple[str, Any]]:
+            for made, change in super().modify_tensors(data_torch, name, bid):
+                a, b = change.get_lora_A_B()
+                yield f"{made}.lora_a", a
+                yield f"{made}.lora_b", b
+
+    with torch.inference_mode():
+        model = LoraModel(base, getattr(gguf.LlamaFileType, FLOATS[job["kind"]]), path, model_name=job["name"])
+        try:
+            _write(model, job["values"], path)
+        except NotImplementedError:
+            raise UserError(
+                "upstream's converter cannot express this adapter's layers as a LoRA of their own",
+                "export the merged model instead: leave --adapter-only out",
+            ) from None
+    if not job["check"]:
+        return []
+    from ftllm.export.adapter_check import check_adapter
+
+    modules = {whole.gguf_name(name): pair.module for name, pair in pairs.items()}
+    return check_adapter(path, base, Path(job["adapter"]), modules)
+
+
+FLOATS = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16"}
+
+
+def write_projector(job: dict[str, Any], path: Path) -> list[str]:
+    """A model's vision part as an mmproj GGUF; its tensors under the names upstream's converter knows."""
+    from ftllm.export import lean
+
+    lean.skip_documentation()
+    import gguf
+    import torch
+    from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
+
+    base = Path(job["base"])
+    architecture = get_model_architecture(ModelBase.load_hparams(base, False), ModelType.MMPROJ)
+    try:
+        known: Any = get_model_class(architecture, mmproj=True)
+    except NotImplementedError:
+        raise UserError(
+            f"llama.cpp's converter does not know the vision part of {architecture}", "leave --mmproj out"
+        ) from None
+
+    class Projector(known):  # type: ignore[misc]
+        model_arch = known.model_arch
+
+        def index_tensors(self, remote_hf_model_id: str | None = None) -> dict[str, Callable[[], Any]]:
+            indexed = super().index_tensors(remote_hf_model_id=remote_hf_model_id)
+            return {old_name(name): make for name, make in indexed.items()}
+
+        @classmethod
+        def filter_tensors(cls, item: tuple[str, Callable[[], Any]]) -> Any:
+            return super().filter_tensors((old_name(item[0]), item[1]))
+
+    with torch.inference_mode():
+        model = Projector(base, getattr(gguf.LlamaFileType, FLOATS[job["kind"]]), path, model_name=job["name"])
+        _write(model, job["values"], path)
+    if not job["check"]:
+        return []
+    return missing_vision_tensors(path, list(model.model_tensors)) or unloadable(path, Path(job["model"]))
+
+
+def unloadable(path: Path, beside: Path) -> list[str]:
+    """A projector must load in llama.cpp beside the model it was made with."""
+    from ftllm.llama.model import Model
+
+    with Model.load(beside, gpu_layers=0) as model:
+        try:
+            model.add_projector(path)
+        except UserError as error:
+            return [error.message]
+    return []
+
+
+def old_name(name: str) -> str:
+    """A vision tensor's name as upstream's converter knows it: `model.vision_tower.x` -> `vision_tower.x`."""
+    return next((old + name.removeprefix(new) for new, old in OLD_NAMES.items() if name.startswith(new)), name)
+
+
+def missing_vision_tensors(path: Path, indexed: list[str]) -> list[str]:
+    """A projector must hold every tensor of the vision part, once, and finite."""
+    import numpy as np
+
+    from ftllm.export import blocks
+    from ftllm.llama.header import read_header
+
+    header = read_header(path)
+    wanted = [name for name in indexed if not name.startswith("language_model") and ".head." not in name]
+    if len(header.tensors) < len(wanted):
+        return [f"it holds {len(header.tensors)} tensors of the vision part's {len(wanted)}"]
+    for info in header.tensors:
+        data = np.fromfile(path, dtype=np.uint8, count=info.nbytes, offset=info.offset)
+        if not np.isfinite(blocks.dequantize(blocks.NUMBERS[info.type], data, info.shape[0])).all():
+            return [f"{info.name} holds NaN or infinite values"]
+    return []
+
+
+def _write(model: Any, values: dict[str, Any], path: Path) -> None:
+    model.prepare_tensors()
+    model.prepare_metadata(vocab_only=False)
+    add_values(model.gguf_writer, values)
+    model.gguf_writer.write_header_to_file(path=path)
+    model.gguf_writer.write_kv_data_to_file()
+    model.gguf_writer.write_tensors_to_file(progress=False)
+    model.gguf_writer.close()
+
+
+if __name__ == "__main__":
+    serve(run)
