@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 STEP = 2.0  # nats below the largest at which the net is cast first; twice as deep while it holds too little
 DEEP = 16.0  # nats below which a whole vocabulary of 262k together weighs 3 % of the likeliest token
 COUNTED = (5.0, 7.0)  # nats below the largest at which tokens are counted, for the least that all weigh together
+SPARE, HALVINGS = 16, 6  # a net that holds more than so many times what is wanted is drawn in by halves
 CERTAIN = 1 - 1e-5  # more than rounding can move a sum of float32
 
 Candidates = tuple[NDArray[np.int64], NDArray[np.float32]]
@@ -108,13 +109,23 @@ def _sorted(ids: NDArray[np.int64], values: NDArray[np.float32]) -> Candidates:
 
 
 def _at_least(logits: NDArray[np.float32], largest: float, count: int) -> Candidates:
-    """All tokens above some floor, `count` or more."""
-    depth = STEP
-    while True:
-        ids, values = _above(logits, largest - depth)
-        if len(ids) >= count or not math.isfinite(depth):
-            return ids, values
-        depth = depth * 2 if depth < 1000 else math.inf
+    """All tokens above some floor, `count` or more; seldom more than `SPARE` times as many, for those are sorted."""
+
+    def held(depth: float) -> int:
+        return int(np.count_nonzero(logits >= np.float32(largest - depth)))
+
+    short, depth = 0.0, STEP
+    while (found := held(depth)) < count and math.isfinite(depth):
+        short, depth = depth, depth * 2 if depth < 1000 else math.inf
+    for _ in range(HALVINGS):
+        if found <= SPARE * count or not math.isfinite(depth):
+            break
+        middle = (short + depth) / 2
+        if (inside := held(middle)) < count:
+            short = middle
+        else:
+            depth, found = middle, inside
+    return _above(logits, largest - depth)
 
 
 def _of_mass(logits: NDArray[np.float32], largest: float, mass: float) -> Candidates:
