@@ -121,6 +121,9 @@ def chat(
             help="Go on with this session, or begin it. It brings its model, system prompt and settings.",
         ),
     ] = None,
+    go_on: Annotated[
+        bool, typer.Option("--continue", "-c", help="Go on with the session that was touched last.")
+    ] = False,
     batch: Annotated[
         Path | None,
         typer.Option(
@@ -183,13 +186,17 @@ def chat(
     output, given = _Output(json=json_output, quiet=quiet, verbose=verbose), _given(context)
     reporter = Reporter(quiet=quiet or json_output, verbose=verbose)
     if batch is not None:
-        if prompt is not None or session is not None:
-            raise UserError("--batch goes with neither -p nor --session", "the prompts are in the file")
+        if prompt is not None or session is not None or go_on:
+            raise UserError("--batch goes with neither -p nor a session", "the prompts are in the file")
         wanted = Wanted(local(model, runs, reporter), name, runs, mmproj, given)
         raise typer.Exit(_batch(batch, wanted, options, parallel, output))
     asked = prompt is not None or not sys.stdin.isatty()
     if not asked and (json_output or not sys.stdout.isatty()):
         raise UserError("there is no prompt, and no terminal to ask for one", "give it with -p, or pipe it in")
+    if go_on:
+        if session is not None:
+            raise UserError("--continue and --session each name a session", "give one of them")
+        session = _last_session()
     with ExitStack() as stack:
         kept = None
         if session is not None:
@@ -355,6 +362,17 @@ def _warn(reply: Reply, options: ChatOptions) -> None:
         print(f"warning: the reply is cut after {options.reply.max_tokens} tokens (--max-tokens)", file=sys.stderr)
     elif message.stop_reason == "stop" and not message.content:
         print("warning: the model ended its turn without an answer", file=sys.stderr)
+
+
+def _last_session() -> str:
+    """The uid of the session that was touched last."""
+    from ftllm.chat.store import list_sessions, open_store
+
+    with open_store() as store:
+        found = list_sessions(store, limit=1)
+    if not found:
+        raise UserError("there is no session to go on with", "begin one: `ftllm chat`")
+    return found[0].uid
 
 
 def _prompt(given: str | None) -> str:

@@ -45,7 +45,7 @@ def test_a_session_goes_on_with_its_model_system_prompt_and_settings(
     turns = ["system:Add.", "user:T", "assistant:It is 42.", "user:Q"]
     letters = sum(map(len, turns)) - 1  # a token each, but for "It"
     assert done["prompt_tokens"] == len(["<bos>"]) + letters + len(["<end_of_turn>"] * 4) + len("Q")
-    assert chat("--session", "1", "-p", "L").stdout == "la li\n"  # --max-tokens 2 stays with the session
+    assert chat("-c", "-p", "L").stdout == "la li\n"  # the last one; --max-tokens 2 stays with the session
     nodes = shown(home)
     assert [node.message.content for node in nodes] == ["T", "It is 42.", "Q", "xy", "L", "la li"]
     assert [node.message.stop_reason for node in nodes[1::2]] == ["stop", "length", "length"]
@@ -78,6 +78,14 @@ def test_a_full_context_stops_where_that_is_wished(scripted: Path) -> None:
     done = chat("-p", question, "--session", "s")  # --overflow stays with the session
     assert (done.returncode, "the context holds 256" in done.stderr) == (2, True)
     assert chat("-p", question, "--session", "s", "--overflow", "drop").stdout == "xyz\n"
+
+
+@pytest.mark.usefixtures("home")
+def test_there_is_no_last_session(scripted: Path) -> None:
+    done = chat(scripted, "-c", "-p", "T")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "there is no session to go on with" in done.stderr
+    assert "give one of them" in chat(scripted, "-c", "--session", "s", "-p", "T").stderr
 
 
 def test_a_question_that_could_not_be_asked_is_not_kept(scripted: Path, home: Path) -> None:

@@ -23,7 +23,8 @@ class Terminal:
 
     def __init__(self, socket: Path) -> None:
         self._socket = str(socket)
-        self._tmux("-f", "/dev/null", "new-session", "-d", "-x", "80", "-y", "24", "env", "PS1=$ ", "sh")
+        own = ["env", "PS1=$ ", f"XDG_DATA_HOME={socket.parent / 'data'}"]
+        self._tmux("-f", "/dev/null", "new-session", "-d", "-x", "80", "-y", "24", *own, "sh")
 
     def _tmux(self, *arguments: str) -> str:
         command = ["tmux", "-u", "-S", self._socket, *arguments]
@@ -86,6 +87,30 @@ def test_a_conversation(terminal: Terminal, scripted: Path) -> None:
     terminal.type("echo still here")
     terminal.keys("Enter")
     terminal.until(r"\nstill here")
+
+
+def test_branches_and_a_session_that_goes_on(terminal: Terminal, scripted: Path) -> None:
+    start(terminal, scripted)
+    terminal.type("T")
+    terminal.keys("Enter")
+    terminal.until(r"It is 42\.(.|\n)*ready")
+    terminal.keys("C-r")
+    terminal.until(r"< 2/2 >(.|\n)*ready")
+    terminal.keys("Up", "Left")
+    terminal.until("< 1/2 >(.|\n)*c copy   r again")
+    terminal.keys("Escape")
+    terminal.until("Enter sends")
+    terminal.keys("F6")
+    terminal.until("Ask it something")
+    terminal.keys("C-s")
+    terminal.until(r"New session(.|\n)*T +now")
+    terminal.keys("C-q")
+    terminal.until("left with 0")
+    terminal.type(f"clear; {sys.executable} -m ftllm chat -c; echo left with $?")
+    terminal.keys("Enter")
+    terminal.until(r"It is 42\.\n +< 1/2 >")
+    terminal.keys("C-q")
+    terminal.until("left with 0")
 
 
 def test_stop_resize_and_leave_while_it_streams(terminal: Terminal, scripted: Path) -> None:

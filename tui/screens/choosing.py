@@ -23,6 +23,7 @@ from tui.screens.talk import TalkScreen
 from tui.text import one_line
 from tui.widgets.completions import Completion, Completions
 from tui.widgets.composer import Composer
+from tui.widgets.sidebar import Sidebar
 
 if TYPE_CHECKING:
     from tui.models import Entry
@@ -65,7 +66,8 @@ class ChoosingScreen(TalkScreen):
     @property
     def commands(self) -> list[Command]:
         """Everything that can be done here."""
-        return commands_of(self, ("in the messages", self.transcript))
+        places = ("in the messages", self.transcript), ("in the sessions", Sidebar(self.conversation.store))
+        return commands_of(self, *places)
 
     @on(TextArea.Changed, "Composer")
     def _complete(self) -> None:

@@ -183,7 +183,7 @@ class TalkScreen(Screen[None]):
                     self._send_next()
             elif isinstance(event, Failed):
                 self._load_failed = not self._loaded
-                self._next = None
+                self._next, self._unkept = None, False
                 self._remark(failure_text(event), failure=True)
                 self._return_queue()
             elif isinstance(event, StateSaved):

@@ -22,6 +22,7 @@ from ftllm.chat.store import Hit, SessionInfo, Store
 from tui.text import harmless, one_line
 
 TYPING_SECONDS = 0.15  # the search begins when nothing has been typed for so long
+LISTED = 500  # sessions; a list of more takes too long to make, and nobody reads so far
 SEARCH, RENAME = "Search all sessions", "A new title; empty for the first message's"
 MINUTE, HOUR, DAY = 60, 3600, 86400
 
@@ -141,10 +142,12 @@ class Sidebar(Vertical):
             self._rows = [*hits]
             prompts = [_hit(hit, width) for hit in hits]
         else:
-            sessions = chats.list_sessions(self._store)
+            sessions = chats.list_sessions(self._store, limit=LISTED)
             self._rows = [None, *sessions]
             prompts = [Content.styled("+ New session", "bold")]
             prompts += [_row(info, width, current=info.id == self.current) for info in sessions]
+            if len(sessions) == LISTED:
+                prompts.append(Content.styled("Older ones: search", "$foreground-muted"))
         listing.clear_options()
         listing.add_options(
             Option(prompt) for prompt in prompts or [Content.styled("Nothing found", "$foreground-muted")]
@@ -191,7 +194,7 @@ class Sidebar(Vertical):
                 self.post_message(self.Opened(info.id))
             case Hit() as hit:
                 self.post_message(self.Opened(hit.session, hit.node, hit.field == "thought"))
-            case None if not self._query:
+            case None if self.query_one(OptionList).highlighted == 0 and not self._query:
                 self.post_message(self.New())
 
     # Keys

@@ -272,8 +272,9 @@ class Transcript(ScrollView, can_focus=True):
         selected = turn is self.selected and self.has_focus
         if selected and inside < len(lines) - 1:
             strip = self._marked(strip, self._page)
-        elif inside == len(lines) - 1 and (selected or turn is self._hovered):
-            strip = tools_line(turn.tools(last=index == len(self.turns) - 1), self._page, keys=selected)
+        elif inside == len(lines) - 1 and turn.node is not None and (selected or turn is self._hovered):
+            last = next(turn for turn in reversed(self.turns) if turn.node is not None)
+            strip = tools_line(turn.tools(last=turn is last), self._page, keys=selected)
         if (selection := self.text_selection) is not None and (span := selection.get_span(line)) is not None:
             strip = self._highlighted(strip, span)
         return strip
