@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from ftllm import catalogue
 from ftllm.cli import demo
 from ftllm.conversations import Conversation, Message
 from ftllm.errors import UserError
@@ -106,7 +107,7 @@ def test_durations(seconds: float, text: str) -> None:
 
 
 def test_without_the_nano_model_it_says_where_to_find_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "__file__", str(tmp_path / "a" / "b" / "demo.py"))
+    monkeypatch.setattr(catalogue, "CLONE", tmp_path / "elsewhere")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="not here") as caught:
         demo.find_nano()
