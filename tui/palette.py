@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from rich.markup import escape
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 
 from ftllm.errors import UserError
@@ -33,7 +34,7 @@ class CommandProvider(Provider):
         return [command for command in self.screen.commands if not command.place and possible(self.screen, command)]
 
     def _how(self, command: Command) -> str:
-        return "   ".join(filter(None, [command.keys, command.words]))
+        return escape("   ".join(filter(None, [command.keys, command.words])))
 
     async def _do(self, command: Command) -> None:
         assert isinstance(self.screen, ChoosingScreen)

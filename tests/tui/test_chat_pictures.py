@@ -128,13 +128,19 @@ async def commands(stage: Stage, pilot: Pilot[None]) -> None:
     await pilot.press("slash")
 
 
+async def palette(stage: Stage, pilot: Pilot[None]) -> None:
+    await pilot.press("ctrl+p", "t", "h", "e", "m")
+    await stage.until(pilot, lambda: stage.app.screen.query_one(OptionList).option_count > 0)
+    stage.app.screen.query_one(Input).cursor_blink = False
+
+
 async def settings(stage: Stage, pilot: Pilot[None]) -> None:
     await pilot.press("f2", "9")
     stage.app.screen.query_one("#set-temperature", Input).cursor_blink = False
 
 
 CONVERSATION: list[Scene] = [loading, thinking, answered, opened, stopped, failed, wide, scrolled]
-SCENES = [*CONVERSATION, keys, commands, settings]
+SCENES = [*CONVERSATION, keys, commands, palette, settings]
 
 
 NOW = 10_000_000.0

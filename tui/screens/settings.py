@@ -57,6 +57,7 @@ class SettingsScreen(ModalScreen[Chosen | None]):
         first: the setting that has the focus at first; `PRESET` for the presets, where there are any.
     """
 
+    AUTO_FOCUS = ""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "use", "Use them from the next message on"),
         Binding("ctrl+s", "keep", "Use them, and in new conversations too", priority=True),
