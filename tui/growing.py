@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from markdown_it.token import Token
 from textual.strip import Strip
 
@@ -9,6 +11,11 @@ from tui.look import Page
 from tui.markdown import parse, render
 from tui.text import harmless
 
+LONG_LINES, PARAGRAPH_LINES = 12, 4
+"""A paragraph of more than so many lines is drawn for good but for its last ones."""
+MARKUP = re.compile(r"[*_`\[\]<>\\&~|$]")
+BLOCK = re.compile(r"$|[-+#=]|\d+[.)]")
+"""What begins another block than a paragraph; or there is no rest."""
 FENCE_LINES = 4
 """Lines of an unfinished block of code that are drawn again; those above keep the colours they have."""
 
@@ -74,6 +81,9 @@ class GrowingProse:
             elif (item := _last_item(tokens)) is not None:
                 self._keep([*tokens[: item[0]], tokens[-1]], item[1], page)
                 self._joined = True
+            elif tokens[0].type == "paragraph_open" and len(self._tail) > LONG_LINES * page.width:
+                if not self._keep_plain(tokens, page):
+                    return tokens
             elif tokens[0].type == "fence" and tokens[0].content.count("\n") > 2 * FENCE_LINES:
                 self._keep_code(tokens[0], page)
             else:
@@ -84,6 +94,21 @@ class GrowingProse:
         self._frozen += self._rendered(tokens, page)
         self._codes += sum(token.type in ("fence", "code_block") for token in tokens)
         self._tail = "".join(self._tail.splitlines(keepends=True)[line:])
+
+    def _keep_plain(self, tokens: list[Token], page: Page) -> bool:
+        """Draw for good the first lines of a long paragraph without markup; whether that can be."""
+        if MARKUP.search(self._tail):
+            return False
+        lines = self._rendered(tokens, page)[:-PARAGRAPH_LINES]
+        drawn = [word for line in lines for word in line.text.split()]
+        words = list(re.finditer(r"\S+", self._tail))
+        rest = words[len(drawn)].start() if drawn and len(drawn) < len(words) else len(self._tail)
+        if drawn != [word[0] for word in words[: len(drawn)]] or BLOCK.match(self._tail, rest):
+            return False  # a word was folded, or the rest would begin something else
+        self._frozen += lines
+        self._tail = self._tail[rest:]
+        self._joined = True
+        return True
 
     def _keep_code(self, fence: Token, page: Page) -> None:
         lines = self._tail.splitlines(keepends=True)

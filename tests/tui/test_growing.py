@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.style import Style
 
-from tui.growing import FENCE_LINES, GrowingProse
+from tui.growing import FENCE_LINES, LONG_LINES, GrowingProse
 from tui.look import NAMES, Look, Page
 from tui.markdown import parse, render
 
@@ -68,6 +68,23 @@ def test_only_the_end_is_drawn_again(start: str) -> None:
     after = prose.draw(page)
     same = sum(left is right for left, right in zip(before, after, strict=False))
     assert len(before) - 2 * FENCE_LINES <= same
+
+
+@pytest.mark.parametrize("odd", ["", "*", "[", "x" * 90, "- ", "3. "])
+def test_a_paragraph_without_an_end(odd: str) -> None:
+    """It is drawn as it will be, and only its end again and again, if nothing in it asks for more."""
+    prose, page, document = GrowingProse(), Page(80, LOOK), ""
+    for number in range(600):
+        end = "\n" if number % 37 == 0 else " "
+        piece = f"wörd{number % 9} 数{number}{end}{odd if number == 300 else ''}"
+        prose.feed(piece)
+        document += piece
+        if number % 7 == 0:
+            assert lines(prose, page) == whole(document, page)
+    before = prose.draw(page)
+    prose.feed("end")
+    same = sum(left is right for left, right in zip(before, prose.draw(page), strict=False))
+    assert odd[:1] in ("*", "[", "x") or same > len(before) - 2 * LONG_LINES
 
 
 def test_another_width_draws_all_of_it_again() -> None:
