@@ -7,7 +7,7 @@
 The peer is the method's published script without Unsloth: transformers, peft and TRL's `SFTTrainer` on rows of text,
 LoRA of rank 8, one row a step, gradient checkpointing, loss on the whole sequence, words shuffled once beforehand.
 `ftllm` trains the same rows with its preset `seed`. The arms take turns, each in a process of its own; steps after the
-first two count, and the median of all turns is shown. On a CPU the peer is given ftllm's output head, for TRL's own
+first two count, and the median of all of them is shown. On a CPU the peer is given ftllm's output head, for TRL's own
 needs a GPU.
 The last column is the time spent on noise and rendering as a share of all training steps.
 """
@@ -107,12 +107,12 @@ class Turn:
     """One arm's training.
 
     Attributes:
-        tokens_per_second: after the first steps.
+        speeds: tokens a second of each step after the first two.
         peak: bytes, of the GPU where there is one, else resident.
         drawing: share of the training time spent on noise and rendering; None for the peer, which does so beforehand.
     """
 
-    tokens_per_second: float
+    speeds: tuple[float, ...]
     peak: int
     drawing: float | None
 
@@ -142,10 +142,9 @@ def ours(backend: str, model: str, data: Path, steps: int, scratch: Path) -> Tur
     lines = [json.loads(line) for line in (runs / "m" / "metrics.jsonl").read_text().splitlines()]
     manifest = json.loads((runs / "m" / "manifest.json").read_text())
     shutil.rmtree(runs)
-    spent = lines[-1]["seconds"] - lines[WARM - 1]["seconds"]
     timings = manifest["timings"]
     return Turn(
-        (lines[-1]["tokens"] - lines[WARM - 1]["tokens"]) / spent,
+        speeds([line["seconds"] for line in lines], [line["tokens"] for line in lines]),
         manifest["results"]["peak_memory_bytes"],
         timings["rows_in_training"] / timings["train"],
     )
@@ -154,8 +153,12 @@ def ours(backend: str, model: str, data: Path, steps: int, scratch: Path) -> Tur
 def peer(model: str, data: Path, steps: int, scratch: Path) -> Turn:
     printed = run([sys.executable, "-c", PEER, model, str(data), str(steps), str(scratch / "peer")], {})
     said = json.loads(printed.splitlines()[-1])
-    spent = said["ends"][-1] - said["ends"][WARM - 1]
-    return Turn((said["tokens"][-1] - said["tokens"][WARM - 1]) / spent, said["peak"], None)
+    return Turn(speeds(said["ends"], said["tokens"]), said["peak"], None)
+
+
+def speeds(ends: list[float], tokens: list[float]) -> tuple[float, ...]:
+    """Tokens a second of each step after the first two, from when each ended and how many were read by then."""
+    return tuple((tokens[i] - tokens[i - 1]) / (ends[i] - ends[i - 1]) for i in range(WARM, len(ends)))
 
 
 def run(command: list[str], environment: dict[str, str]) -> str:
@@ -181,7 +184,8 @@ def measure(arms: list[str], model: str, data: Path, steps: int, repeat: int, sc
         for arm in arms:
             result = peer(model, data, steps, scratch) if arm == "trl" else ours(arm, model, data, steps, scratch)
             found[arm].append(result)
-            print(f"turn {turn + 1}: {arm:<8}{result.tokens_per_second:>10.0f} tokens/s", file=sys.stderr, flush=True)
+            speed = statistics.median(result.speeds)
+            print(f"turn {turn + 1}: {arm:<8}{speed:>10.0f} tokens/s", file=sys.stderr, flush=True)
     return found
 
 
@@ -189,7 +193,7 @@ def summary(found: dict[str, list[Turn]]) -> list[dict[str, Any]]:
     """The medians, and the ratios to the peer."""
     medians = {
         arm: (
-            statistics.median(turn.tokens_per_second for turn in turns),
+            statistics.median(speed for turn in turns for speed in turn.speeds),
             statistics.median(turn.peak for turn in turns),
         )
         for arm, turns in found.items()
