@@ -7,9 +7,9 @@
 The peer is the method's published script without Unsloth: transformers, peft and TRL's `SFTTrainer` on rows of text,
 LoRA of rank 8, one row a step, gradient checkpointing, loss on the whole sequence, words shuffled once beforehand.
 `ftllm` trains the same rows with its preset `seed`. The arms take turns, each in a process of its own; steps after the
-first two count, and the median of all of them is shown. On a CPU the peer is given ftllm's output head, for TRL's own
-needs a GPU.
-The last column is the time spent on noise and rendering as a share of all training steps.
+first two count; figures are medians, ratios those of each turn. On a CPU the peer is given ftllm's output head, for
+TRL's own needs a GPU. The last column is the time
+spent on noise and rendering as a share of all training steps.
 """
 
 from __future__ import annotations
@@ -190,26 +190,27 @@ def measure(arms: list[str], model: str, data: Path, steps: int, repeat: int, sc
 
 
 def summary(found: dict[str, list[Turn]]) -> list[dict[str, Any]]:
-    """The medians, and the ratios to the peer."""
-    medians = {
-        arm: (
-            statistics.median(speed for turn in turns for speed in turn.speeds),
-            statistics.median(turn.peak for turn in turns),
+    """Medians over all steps, and the median of the turns' ratios to the peer's, for machines are not equally quick."""
+    reference = found["trl"]
+    rows = []
+    for arm, turns in found.items():
+        pairs = list(zip(turns, reference, strict=True))
+        rows.append(
+            {
+                "arm": arm,
+                "tokens_per_second": round(statistics.median(speed for turn in turns for speed in turn.speeds), 1),
+                "speed_ratio": round(
+                    statistics.median(
+                        statistics.median(ours.speeds) / statistics.median(theirs.speeds) for ours, theirs in pairs
+                    ),
+                    3,
+                ),
+                "peak_mib": round(statistics.median(turn.peak for turn in turns) / 2**20),
+                "memory_ratio": round(statistics.median(ours.peak / theirs.peak for ours, theirs in pairs), 3),
+                "drawing_share": max((turn.drawing for turn in turns if turn.drawing is not None), default=None),
+            }
         )
-        for arm, turns in found.items()
-    }
-    reference = medians["trl"]
-    return [
-        {
-            "arm": arm,
-            "tokens_per_second": round(speed, 1),
-            "speed_ratio": round(speed / reference[0], 3),
-            "peak_mib": round(peak / 2**20),
-            "memory_ratio": round(peak / reference[1], 3),
-            "drawing_share": max((turn.drawing for turn in found[arm] if turn.drawing is not None), default=None),
-        }
-        for arm, (speed, peak) in medians.items()
-    ]
+    return rows
 
 
 def main() -> None:
