@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-from rich.markup import escape
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 
 from ftllm.errors import UserError
@@ -34,7 +33,8 @@ class CommandProvider(Provider):
         return [command for command in self.screen.commands if not command.place and possible(self.screen, command)]
 
     def _how(self, command: Command) -> str:
-        return escape("   ".join(filter(None, [command.keys, command.words])))
+        text = "   ".join(filter(None, [command.keys, command.words]))
+        return text.replace("[", "\\[")  # Textual's own `escape` leaves capitals, which it takes for markup too
 
     async def _do(self, command: Command) -> None:
         assert isinstance(self.screen, ChoosingScreen)
