@@ -173,6 +173,10 @@ def chat(
         temperature=temp,
         seed=seed,
     )
+    if go_on and session is not None:
+        raise UserError("--continue and --session each name a session", "give one of them")
+    if go_on and batch is None:
+        session = _last_session()
     options = ChatOptions(
         load=LoadSettings(n_ctx=ctx, gpu_layers=gpu_layers_of(gpu_layers), adapters=_adapters(lora or [])),
         reply=_changed(reply_options(defaults.values), said, given, **AS_OPTIONS),
@@ -193,10 +197,6 @@ def chat(
     asked = prompt is not None or not sys.stdin.isatty()
     if not asked and (json_output or not sys.stdout.isatty()):
         raise UserError("there is no prompt, and no terminal to ask for one", "give it with -p, or pipe it in")
-    if go_on:
-        if session is not None:
-            raise UserError("--continue and --session each name a session", "give one of them")
-        session = _last_session()
     with ExitStack() as stack:
         kept = None
         if session is not None:

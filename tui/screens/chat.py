@@ -38,10 +38,12 @@ class ChatScreen(SessionsScreen):
         Binding("escape", "stop", "Stop", tooltip="Stop the reply and keep what there is; take queued messages back"),
         Binding("escape", "write", "Write", tooltip="Go back to writing"),
         Binding("ctrl+n", "answer_now", "Answer now", priority=True, tooltip="End the thought and answer"),
+        Binding("up", "look_up", show=False, priority=True),
         Binding(
             "ctrl+up,alt+up",
             "messages",
             "Messages",
+            priority=True,
             tooltip="Select a message, to copy, edit or repeat it; Up in an empty composer does the same",
         ),
         Binding("ctrl+t", "toggle_thoughts", "Thoughts", priority=True, tooltip="Open or close all thoughts"),
@@ -67,6 +69,8 @@ class ChatScreen(SessionsScreen):
                 return reading
             case "scroll_pages" | "regenerate" | "undo" if self.in_sidebar:
                 return action == "undo"
+            case "look_up":
+                return self.focused is self.composer and not self.composer.text and bool(self.conversation.nodes)
             case "messages" | "copy_reply":
                 return not reading and bool(self.conversation.nodes)
             case "branch":
@@ -157,11 +161,13 @@ class ChatScreen(SessionsScreen):
 
     # Messages
 
-    @on(Composer.LookedUp)
     def action_messages(self) -> None:
         """Select the last message."""
-        if self.conversation.nodes:
-            self.transcript.focus()
+        self.set_focus(self.transcript)  # at once: the next key is for the transcript
+
+    def action_look_up(self) -> None:
+        """Select the last message, from an empty composer."""
+        self.action_messages()
 
     def _turn_meant(self, kind: type[Turn] = ReplyTurn) -> Turn | None:
         """The message that keys act on: the selected one, or the last of a kind."""

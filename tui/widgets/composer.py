@@ -29,9 +29,6 @@ class Composer(TextArea):
 
         text: str
 
-    class LookedUp(Message):
-        """The person wants to go up to the messages, from an empty composer."""
-
     menu: Completions | None = None  # what the line may become, while it is a command
 
     def __init__(self) -> None:
@@ -75,14 +72,6 @@ class Composer(TextArea):
                 if not self.editing:
                     self.clear()
                 self.post_message(self._finished(text))
-        elif event.key == "up" and not self.text:
-            event.stop()
-            event.prevent_default()
-            self.post_message(self.LookedUp())
-        elif event.key == "ctrl+u":  # here, for a binding's turn comes after characters typed right after it
-            event.stop()
-            event.prevent_default()
-            self.action_delete_to_start_of_line()
         elif event.key in self.NEW_LINE_KEYS:
             event.stop()
             event.prevent_default()

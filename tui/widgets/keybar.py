@@ -68,4 +68,4 @@ class KeyBar(Static):
 
 
 def _rank(key: tuple[str, str, str]) -> int:
-    return LAST.index(key[0]) + 1 if key[0] in LAST else 0
+    return LAST.index(key[0]) + 1 if key[0] in LAST else -(key[0] == "escape")
