@@ -23,9 +23,11 @@ from ftllm.export.results import ExportedFile, entry, kept, planned, published
 from ftllm.export.source import Source
 from ftllm.export.targets import Target
 from ftllm.export.work import Work, Written, in_background
+from ftllm.files import sha256_file
 from ftllm.progress import Reporter
 
 Verify = Literal["full", "quick", "none"]
+WITH, WITHOUT = "+imatrix", "+none"  # rivals for one name
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class ExportRequest:
         quants: as `--quant` has them; empty for the default.
         out: directory for the files; None for the run's `gguf/`, else `./gguf`.
         base: base model instead of the one the adapter names.
-        imatrix: `none`, or the path of an importance matrix.
+        imatrix: `none`, `auto`, `best`, or the path of an importance matrix.
         tensor_types: as `--tensor-type` has them, `REGEX=TYPE`.
         split_max_size: largest shard, such as `5G`; None for one file.
         llama_cpp: a llama.cpp checkout whose converter to use.
@@ -77,22 +79,18 @@ class _Inputs:
     """Everything that decides what comes out, but for the type.
 
     Attributes:
-        imatrix: `none`, `auto` or `given`: which types are made with an importance matrix.
-        matrix: the matrix, as soon as there is one.
+        matrix: the importance matrix, as soon as there is one.
+        judged_on: the text, by its hash, on which rivals were compared.
     """
 
     model: Source
     converter: fetch.Converter
     adapter_sha256: str | None
-    imatrix: str
+    judged_on: str | None
     matrix: importance.Importance | None
     overrides: tuple[tuple[str, int], ...]
     split: int | None
     verify: Verify
-
-    def takes_importance(self, target: Target) -> bool:
-        """Whether a target is made with an importance matrix."""
-        return target.wanted.takes_importance(self.imatrix)
 
     def job(self, wanted: Sequence[Target]) -> dict[str, Any]:
         """For the worker."""
@@ -103,9 +101,9 @@ class _Inputs:
             "name": self.model.name,
             "files": [
                 {
-                    "label": target.wanted.label,
+                    "label": target.label,
                     "type": target.wanted.type,
-                    "importance": self.takes_importance(target),
+                    "importance": target.imatrix,
                 }
                 for target in wanted
             ],
@@ -116,14 +114,15 @@ class _Inputs:
         }
 
     def fingerprint(self, target: Target, base_hashes: dict[str, str]) -> str:
-        """Equal for two exports that make the same file."""
+        """Equal for two exports that make the same file; of rivals, that of the one with an importance matrix."""
         job = self.job([target])
         for place in ("base", "adapter", "converter", "check"):
             job.pop(place)
-        matrix = provenance.hash_of(self.matrix.path) if self.matrix and self.takes_importance(target) else None
-        return provenance.fingerprint(
-            job, base_hashes, self.adapter_sha256, {"converter": self.converter.version, "imatrix": matrix}
-        )
+        matrix = provenance.hash_of(self.matrix.path) if self.matrix and target.imatrix else None
+        others = {"converter": self.converter.version, "imatrix": matrix}
+        if target.draft:
+            others["judged_on"] = self.judged_on
+        return provenance.fingerprint(job, base_hashes, self.adapter_sha256, others)
 
     def matrix_fingerprint(self, text: Calibration, base_hashes: dict[str, str]) -> str:
         """Equal for two exports that measure the same importance matrix."""
@@ -142,14 +141,18 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
     wanted = quants.parse(request.quants)
     overrides = quants.parse_tensor_types(request.tensor_types)
     split = quants.parse_size(request.split_max_size) if request.split_max_size is not None else None
-    given = request.imatrix not in ("none", "auto")
+    given = request.imatrix not in ("none", "auto", "best")
     matrix = importance.load(Path(request.imatrix).expanduser()) if given else None
+    best = request.imatrix == "best"
+    if best and request.verify == "none":
+        raise UserError("--imatrix best measures every file, which --verify none forbids", "take --imatrix auto")
+    verify: Verify = "full" if best else request.verify
     model = source.resolve(request.given, base=request.base, runs_root=request.runs_root, offline=request.offline)
     if request.mmproj and not source.has_vision(model.base):
         raise UserError(f"{model.base.name} has no vision part", "leave --mmproj out")
     reporter.say(f"Exporting {describe(model)} to {', '.join(item.label for item in wanted)}")
     reporter.event("source", source=describe(model), types=[item.type for item in wanted])
-    text = _text(model, reporter) if request.verify == "full" else None
+    text = _text(model, reporter) if verify == "full" else None
     if model.adapter is not None:
         read_adapter(model.adapter)
         _warn_of_template(model, reporter)
@@ -158,23 +161,23 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
     converter = fetch.ensure(request.llama_cpp, offline=request.offline, say=reporter.say)
     out = request.out or model.out
     preflight.require_writable(out)
-    mode = "given" if given else request.imatrix
+    judged_on = sha256_file(Path(text["path"])) if best and text else None
     adapter_sha256 = provenance.adapter_hash(model)
-    inputs = _Inputs(model, converter, adapter_sha256, mode, matrix, overrides, split, request.verify)
+    inputs = _Inputs(model, converter, adapter_sha256, judged_on, matrix, overrides, split, verify)
     hashes = in_background(lambda: source.check_base(model))
-    chosen = [Target(item, out, model.name) for item in wanted]
+    chosen = [target for item in wanted for target in _targets(item, out, model.name, request.imatrix)]
     collecting = None
-    if matrix is None and any(map(inputs.takes_importance, chosen)):
+    if matrix is None and any(target.imatrix for target in chosen):
         collecting = Collecting(calibration.text_of(model.run, reporter.say), out, model.name)
         mark = inputs.matrix_fingerprint(collecting.text, hashes.result())
         if (stored := collecting.stored(mark)) is not None:
             inputs, collecting = replace(inputs, matrix=stored), None
     made = {} if request.dry_run else _kept(chosen, inputs, hashes, reporter)
-    todo = [target for target in chosen if target not in made]
+    todo = [target for target in chosen if target.wanted not in made]
     if not todo:
-        files = tuple(file for target in chosen for file in made[target])
-        return ExportResult(model, files, {}, None, request.verify != "none", time.monotonic() - started, {})
-    reference = preflight.reference(source.extent(model.base)) if request.verify != "none" else None
+        files = tuple(file for item in wanted for file in made[item])
+        return ExportResult(model, files, {}, None, verify != "none", time.monotonic() - started, {})
+    reference = preflight.reference(source.extent(model.base)) if verify != "none" else None
     if reference is not None and not request.dry_run:
         preflight.require_reference(reference)
     with ExitStack() as stack:
@@ -193,13 +196,14 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
             reporter.say(f"Measuring an importance matrix on {collecting.text.origin}, with the model as Q8_0{held}")
         if request.dry_run:
             hashes.result()
+            plan["files"] = plan["files"][: len(todo)]
             files = tuple(
-                file for target, item in zip(todo, plan["files"], strict=False) for file in planned(target, item)
+                file for target, item in zip(todo, plan["files"], strict=True) for file in planned(target, item)
             )
             return ExportResult(model, files, plan, room, False, time.monotonic() - started, work.timings)
         preflight.require(room, out)
         stack.enter_context(targets.writing_to(out, model.name))
-        passes = _Passes(work, inputs, hashes, made)
+        passes = _Passes(work, inputs, hashes, made, reporter)
         if collecting is None:
             passes.make(worker, plan, todo)
         else:
@@ -213,8 +217,8 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
             "do not use a file like it; --verbose tells more, and `--verify none` skips the check at your own risk",
         )
     _write_ollama(model, out, plan["ollama"], reporter)
-    files = tuple(file for target in chosen for file in made[target])
-    return ExportResult(model, files, plan, room, request.verify != "none", seconds, work.timings)
+    files = tuple(file for item in wanted for file in made[item])
+    return ExportResult(model, files, plan, room, verify != "none", seconds, work.timings)
 
 
 @dataclass
@@ -224,30 +228,56 @@ class _Passes:
     work: Work
     inputs: _Inputs
     hashes: Future[dict[str, str]]
-    made: dict[Target, list[ExportedFile]]
+    made: dict[Wanted, list[ExportedFile]]
+    reporter: Reporter
     faults: dict[str, list[str]] = field(default_factory=dict)
+    rivals: dict[Wanted, Written] = field(default_factory=dict)  # each waits for its own with an importance matrix
 
     def make(
         self, worker: Child, plan: dict[str, Any], wanted: Sequence[Target], scratch: Sequence[Target] = ()
     ) -> list[Written]:
         """Write, verify and publish the wanted files; those of `scratch` are only written, and returned."""
-        inputs = self.inputs
-        matrix = inputs.matrix
+        matrix = self.inputs.matrix
         written = self.work.write(worker, plan, [*wanted, *scratch], matrix.path if matrix else None)
-        base_hashes = self.hashes.result()
-        common = provenance.entry(inputs.model, inputs.converter, base_hashes, inputs.adapter_sha256)
         for file in self.work.verify(written[: len(wanted)], plan):
+            rival = self.rivals.get(file.target.wanted)
             if file.faults:
                 file.target.discard()
-                self.faults[file.target.wanted.label] = file.faults
-                continue
-            files = published(file)
-            self.made[file.target] = files
-            imatrix = matrix.record() if matrix and inputs.takes_importance(file.target) else None
-            said = entry(file, files, plan, imatrix=imatrix, seconds=self.work.timings, verify=inputs.verify)
-            mark = inputs.fingerprint(file.target, base_hashes)
-            provenance.record(file.target.directory, {files[0].path.name: {**said, "inputs_sha256": mark, **common}})
+                if rival is not None:
+                    self._publish(self.rivals.pop(file.target.wanted), plan)
+                else:
+                    self.faults[file.target.label] = file.faults
+            elif file.target.draft and not file.target.imatrix:
+                self.rivals[file.target.wanted] = file
+            else:
+                self._publish(file, plan)
         return written[len(wanted) :]
+
+    def _publish(self, file: Written, plan: dict[str, Any]) -> None:
+        """Give a file its name, or its rival without an importance matrix where that measures better."""
+        inputs, target = self.inputs, file.target
+        judged = replace(target, imatrix=True, draft=WITH) if target.draft else target
+        compared = {}
+        rival = self.rivals.pop(target.wanted, None)
+        self.faults.pop(target.wanted.label + WITHOUT, None)
+        if rival is not None:
+            found = {True: file.figures["kl_divergence"], False: rival.figures["kl_divergence"]}
+            compared = {"kl_divergence_with_imatrix": found[True], "kl_divergence_without_imatrix": found[False]}
+            file, worse = (file, rival) if found[True] < found[False] else (rival, file)
+            worse.target.discard()
+            how = "with" if file.target.imatrix else "without"
+            self.reporter.say(
+                f"{file.target.wanted.label}: KL divergence {found[True]:.4f} with the importance matrix,"
+                f" {found[False]:.4f} without; the one {how} is kept"
+            )
+        files = published(file)
+        self.made[file.target.wanted] = files
+        imatrix = inputs.matrix.record() if inputs.matrix and file.target.imatrix else None
+        said = entry(file, files, plan, imatrix=imatrix, seconds=self.work.timings, verify=inputs.verify)
+        common = provenance.entry(inputs.model, inputs.converter, self.hashes.result(), inputs.adapter_sha256)
+        mark = inputs.fingerprint(judged, self.hashes.result())
+        about = {**said, **compared, "inputs_sha256": mark, **common}
+        provenance.record(file.target.directory, {files[0].path.name: about})
 
     def make_measuring(
         self,
@@ -260,8 +290,8 @@ class _Passes:
     ) -> None:
         """In a first pass what needs no importance matrix, then the matrix, then in a second pass the rest."""
         inputs, work = self.inputs, self.work
-        first = [target for target in wanted if not inputs.takes_importance(target)]
-        second = [target for target in wanted if inputs.takes_importance(target)]
+        first = [target for target in wanted if not target.imatrix]
+        second = [target for target in wanted if target.imatrix]
         written: list[Written] = []
         if first or scratch:
             written = self.make(worker, plan, first, scratch)
@@ -277,23 +307,31 @@ class _Passes:
         self.make(worker, plan, second)
 
     def _path_of(self, wanted: Wanted) -> list[Path]:
-        return [files[0].path for target, files in self.made.items() if target.wanted == wanted]
+        return [files[0].path for made, files in self.made.items() if made == wanted]
+
+
+def _targets(wanted: Wanted, out: Path, stem: str, imatrix: str) -> list[Target]:
+    """What to make of a type: one file, or with `best` two that are to be compared, where both can be."""
+    taken = wanted.takes_importance(imatrix)
+    if imatrix != "best" or not taken or wanted.needs_importance:
+        return [Target(wanted, out, stem, imatrix=taken)]
+    return [Target(wanted, out, stem, draft=WITHOUT), Target(wanted, out, stem, imatrix=True, draft=WITH)]
 
 
 def _kept(
     chosen: Sequence[Target], inputs: _Inputs, hashes: Future[dict[str, str]], reporter: Reporter
-) -> dict[Target, list[ExportedFile]]:
-    """The targets whose files are there already."""
+) -> dict[Wanted, list[ExportedFile]]:
+    """The types whose files are there already."""
     found = {}
     record = provenance.read_record(chosen[0].directory)
     for target in chosen:
-        if inputs.takes_importance(target) and inputs.matrix is None:
+        if (target.imatrix and inputs.matrix is None) or (target.draft and not target.imatrix):
             continue
         if target.recorded(record) is not None:
             files = kept(target, record, inputs.fingerprint(target, hashes.result()), inputs.verify)
             if files:
                 reporter.say(f"{target.name} is there already, made from the same inputs")
-                found[target] = files
+                found[target.wanted] = files
     return found
 
 

@@ -41,9 +41,14 @@ class Wanted:
         """What tells it from the other files of the same export, and ends its name: `Q4_K_M`, `i1-Q4_K_M`."""
         return f"i1-{self.type}" if self.i1 else self.type
 
+    @property
+    def needs_importance(self) -> bool:
+        """Whether it is never made without an importance matrix."""
+        return self.i1 or self.type in NEED_IMATRIX
+
     def takes_importance(self, mode: str) -> bool:
         """Whether it is made with an importance matrix when `--imatrix` is `mode`."""
-        if self.i1 or self.type in NEED_IMATRIX:
+        if self.needs_importance:
             return True
         return mode != "none" and self.type not in NO_IMATRIX
 

@@ -24,15 +24,26 @@ class Target:
 
     While being written, a file has its name and `.partial`; shards, which llama.cpp finds by their names, have theirs
     in a directory `STEM-LABEL.partial`.
+
+    Attributes:
+        imatrix: it is made with an importance matrix.
+        draft: what tells it, while it is being written, from a rival for the same name.
     """
 
     wanted: Wanted
     directory: Path
     stem: str
+    imatrix: bool = False
+    draft: str = ""
 
     @property
     def name(self) -> str:
         return f"{self.stem}-{self.wanted.label}"
+
+    @property
+    def label(self) -> str:
+        """What tells it from everything else that is made at the same time."""
+        return self.wanted.label + self.draft
 
     @property
     def path(self) -> Path:
@@ -54,7 +65,7 @@ class Target:
     def partials(self, shards: int) -> list[Path]:
         """The names while being written."""
         if shards == 1:
-            return [files.partial_path(self.path)]
+            return [self._partial]
         return [self._partial_directory / path.name for path in self.finals(shards)]
 
     def begin(self, shards: int) -> list[Path]:
@@ -82,12 +93,16 @@ class Target:
 
     def discard(self) -> None:
         """Remove what is unfinished."""
-        files.partial_path(self.path).unlink(missing_ok=True)
+        self._partial.unlink(missing_ok=True)
         shutil.rmtree(self._partial_directory, ignore_errors=True)
 
     @property
+    def _partial(self) -> Path:
+        return files.partial_path(self.directory / f"{self.name}{self.draft}.gguf")
+
+    @property
     def _partial_directory(self) -> Path:
-        return self.directory / (self.name + PARTIAL)
+        return self.directory / (self.name + self.draft + PARTIAL)
 
     def recorded(self, record: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
         """What `export.json` says about this file, by the name it says it under: its own or its first shard's."""

@@ -71,7 +71,7 @@ class Work:
     ) -> list[Written]:
         """Let the worker write the partial files of `targets`; each is one of the plan's, by its label."""
         planned = {file["label"]: file for file in plan["files"]}
-        files = [planned[target.wanted.label] for target in targets]
+        files = [planned[target.label] for target in targets]
         paths = {}
         for target, file in zip(targets, files, strict=True):
             self._stack.callback(target.discard)

@@ -144,3 +144,34 @@ def test_types_that_need_a_matrix_get_one(shallow: Path, converter: Any, tmp_pat
     again = export(*arguments, place=tmp_path)
     assert all(file["kept"] for file in events(again.stdout)[-1]["files"])
     assert matrix.path.stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_best_keeps_what_measures_better(nano: Path, converter: Any, tmp_path: Path) -> None:
+    """Each type that can be made either way is made both ways; the file that is kept is one of those two exports'."""
+    del converter
+    quants = ["Q2_K", "Q4_K_S", "IQ2_S", "Q8_0"]
+    files, records = {}, {}
+    for mode in ("best", "auto", "none"):
+        out = tmp_path / mode
+        wanted = ",".join(quants if mode == "best" else quants[:2])
+        done = export(nano, "--quant", wanted, "--imatrix", mode, "--verify", "full", "--out", out, place=tmp_path)
+        assert done.returncode == 0, done.stderr
+        records[mode] = json.loads((out / "export.json").read_text())["files"]
+        files[mode] = {name: (out / name).read_bytes() for name in records[mode]}
+        assert not list(out.glob("*.partial"))
+    assert set(records["best"]) == {f"nano-{quant}.gguf" for quant in quants}
+    for quant in quants[:2]:
+        name = f"nano-{quant}.gguf"
+        entry = records["best"][name]
+        with_, without = (records[mode][name]["verification"]["kl_divergence"] for mode in ("auto", "none"))
+        assert entry["kl_divergence_with_imatrix"] == pytest.approx(with_, rel=1e-3)
+        assert entry["kl_divergence_without_imatrix"] == pytest.approx(without, rel=1e-3)
+        assert bool(entry["imatrix"]) == (with_ < without)
+        assert files["best"][name] == files["auto" if with_ < without else "none"][name]
+    assert records["best"]["nano-IQ2_S.gguf"]["imatrix"]
+    assert records["best"]["nano-Q8_0.gguf"]["imatrix"] is None
+    again = export(
+        nano, "--quant", ",".join(quants), "--imatrix", "best", "--out", tmp_path / "best", "--json", place=tmp_path
+    )
+    assert all(file["kept"] for file in events(again.stdout)[-1]["files"])

@@ -165,6 +165,7 @@ def test_a_full_disk_is_one_line(shallow: Path, convert: Any, tmp_path: Path) ->
         (["--tensor-type", "(=Q6_K"], "'(' is not a regular expression", "brackets"),
         (["--split-max-size", "5"], "'5' is not a size", "5G"),
         (["--imatrix", "nothing.gguf"], "nothing.gguf is not an importance matrix", "llama-imatrix"),
+        (["--imatrix", "best", "--verify", "none"], "--imatrix best measures every file", "--imatrix auto"),
         ([], "no finished run in runs", "ftllm train"),
         (["nowhere"], "no run or directory called nowhere", "runs"),
     ],
