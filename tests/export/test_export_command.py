@@ -187,6 +187,25 @@ def test_a_full_disk_is_foreseen(tmp_path: Path) -> None:
         require(Room(1, 2, 3_000_000_000, 1_000_000_000), tmp_path)
 
 
+def test_a_model_larger_than_memory_is_read_matrix_by_matrix(nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ftllm.export import preflight
+
+    gib = 1 << 30
+    free = 16 * gib
+    monkeypatch.setattr(preflight, "memory_free", lambda: free)
+    small = source.extent(nano)
+    assert (small.parameters, small.largest, small.rows, small.width) == (5_250_048, 2048 * 256, 2048, 2)
+    assert preflight.reference(small).whole
+    gemma = source.Extent(27_000_000_000, 262_144 * 5376, 262_144, 2)  # 101 GiB in float32
+    found = preflight.reference(gemma)
+    assert not found.whole
+    assert 6 * gemma.largest < found.memory < 10 * gib
+    preflight.require_reference(found)
+    free = 4 * gib
+    with pytest.raises(WorkError, match="not enough memory to verify"):
+        preflight.require_reference(found)
+
+
 def drain(events_: Events) -> None:
     while True:
         events_.next()
