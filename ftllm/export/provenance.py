@@ -55,14 +55,14 @@ def read_record(directory: Path, section: str = "files") -> dict[str, Any]:
 
 def record(directory: Path, entries: dict[str, dict[str, Any]], section: str = "files") -> Path:
     """Add files' entries to a section of `export.json`, keeping those of other files that are still there."""
-    known = _read(directory)
+    known = {"files": {}, **_read(directory)}
     known[section] = {**known.get(section, {}), **entries}
     path = directory / RECORD
     there = {
         name: {file: entry for file, entry in part.items() if (directory / file).is_file()}
         for name, part in known.items()
     }
-    write_json(path, {name: part for name, part in there.items() if part or name == "files"})
+    write_json(path, there)
     return path
 
 

@@ -13,7 +13,7 @@ import pytest
 from exact_models import gguf_name
 from test_export_command import OLLAMA, events, export
 
-from ftllm.export import calibration, heldout, importance
+from ftllm.export import calibration, heldout, importance, provenance
 from ftllm.files import sha256_file
 from ftllm.llama.activations import Activations, collect
 from ftllm.llama.header import read_header
@@ -118,6 +118,17 @@ def test_our_own_texts_to_measure_and_to_judge_on_share_nothing() -> None:
     judged = {message for item in heldout.conversations(heldout.OWN) for message in item.messages}
     assert len(measured) > 50
     assert not measured & judged
+
+
+def test_a_matrix_may_be_the_first_thing_recorded(tmp_path: Path) -> None:
+    """Where no other type is asked for, it is there before any file."""
+    for name in ("m-imatrix.gguf", "m-IQ2_XS.gguf"):
+        (tmp_path / name).touch()
+    provenance.record(tmp_path, {"m-imatrix.gguf": {"chunks": 3}, "gone.gguf": {}}, "imatrix")
+    assert provenance.read_record(tmp_path) == {}
+    provenance.record(tmp_path, {"m-IQ2_XS.gguf": {"bytes": 5}})
+    assert provenance.read_record(tmp_path) == {"m-IQ2_XS.gguf": {"bytes": 5}}
+    assert provenance.read_record(tmp_path, "imatrix") == {"m-imatrix.gguf": {"chunks": 3}}
 
 
 def test_types_that_need_a_matrix_get_one(shallow: Path, converter: Any, tmp_path: Path) -> None:
