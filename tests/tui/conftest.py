@@ -16,7 +16,9 @@ def scripted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(source.parent))  # for its helpers
+        spec.loader.exec_module(module)
     path: Path = module.write_scripted(tmp_path_factory.mktemp("gguf") / "scripted-F32.gguf")
     return path
 
