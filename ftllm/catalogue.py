@@ -190,14 +190,14 @@ def check_model(path: Path) -> Header:
 
 
 def candidates(paths: Iterable[Path]) -> list[Candidate]:
-    """The models among GGUF files; projectors, adapters and importance matrices are left out.
+    """The models among GGUF files; projectors, adapters, importance matrices and links to nowhere are left out.
 
     A header is read only where the name leaves a doubt: that of a large vocabulary takes a while.
     """
     found = []
     for path in sorted(paths):
         shard = SHARD.search(path.stem)
-        if shard and int(shard[1]) != 1:
+        if (shard and int(shard[1]) != 1) or not path.is_file():
             continue
         stem = path.stem[: shard.start()] if shard else path.stem
         kind: str | None = stem.rpartition("-")[2].upper()

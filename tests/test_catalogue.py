@@ -119,6 +119,12 @@ def test_shards_count_together_and_the_first_is_loaded() -> None:
     assert len(candidates(Path("d").glob("*.gguf"))) == 2
 
 
+def test_a_link_to_nowhere_is_no_model() -> None:
+    sound = write_gguf(Path("models/a-Q8_0.gguf"))
+    Path("models/b-Q4_K_M.gguf").symlink_to("/nowhere/b.gguf")
+    assert [candidate.path for candidate in candidates(Path("models").glob("*.gguf"))] == [sound]
+
+
 def test_an_empty_directory() -> None:
     Path("empty").mkdir()
     with pytest.raises(UserError, match="holds no GGUF"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -154,7 +155,9 @@ class ChoosingScreen(TalkScreen):
         if name:
             self.switch(await asyncio.to_thread(named, name, self._known or [], self._options.runs))
             return
-        said_with = [info.model for info in list_sessions(self.conversation.store)]
+        said_with: list[str] = []
+        with suppress(UserError):  # without the store there are still the models of this machine
+            said_with = [info.model for info in list_sessions(self.conversation.store)]
         endpoints = addresses_of(self.defaults.endpoints, said_with)
         screen = ModelsScreen(self._known or [], self.conversation.model, self._options.runs, endpoints, self._know)
         self.app.push_screen(screen, self._picked)
