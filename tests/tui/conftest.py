@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
+from scripted_gguf import write_scripted
 
 
 @pytest.fixture(scope="session")
 def scripted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`T` is answered with a thought and `It is 42.`; `L` and, in a thought, `R` never end; `E` is an escape code."""
-    source = Path(__file__).parents[1] / "chat" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("scripted_gguf", source)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(source.parent))  # for its helpers
-        spec.loader.exec_module(module)
-    path: Path = module.write_scripted(tmp_path_factory.mktemp("gguf") / "scripted-F32.gguf")
-    return path
+    return write_scripted(tmp_path_factory.mktemp("gguf") / "scripted-F32.gguf")
 
 
 @pytest.fixture(autouse=True)
