@@ -69,8 +69,9 @@ class Completions(Static):
         self._show([])
 
     def _show(self, completions: Sequence[Completion]) -> None:
-        if list(completions) != self._offered:
-            self._offered, self._chosen = list(completions), 0
+        if list(completions) == self._offered:
+            return  # as with every key of a message
+        self._offered, self._chosen = list(completions), 0
         self.display = bool(self._offered)
         self._draw()
 
