@@ -124,7 +124,8 @@ def export(
             print(file.path if quiet else results.summary(file))
         if verify == "full" and not quiet:
             print_figures(result)
-        checked = "verified against transformers" if result.verified else "not verified"
+        against = "peft's own layers" if adapter_only else "transformers"
+        checked = f"verified against {against}" if result.verified else "not verified"
         reporter.say("Nothing was written" if dry_run else f"Done in {result.seconds:.1f} s, {checked}")
     pushed = {}
     if push is not None and not dry_run:

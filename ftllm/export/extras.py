@@ -45,7 +45,7 @@ def export_adapter(request: ExportRequest, reporter: Reporter) -> ExportResult:
     for doubt in model.doubts:
         reporter.warn(doubt)
     values = sum(pair.rank * sum(pair.shape) for pair in read_adapter(model.adapter).pairs)
-    reporter.say(f"Exporting the adapter of {describe(model)} as {', '.join(kinds)}")
+    reporter.say(f"Exporting {describe(model)}, the adapter alone, as {', '.join(kinds)}")
     out = request.out or model.out
     preflight.require_writable(out)
     names = {kind: out / f"{model.name}-LoRA-{kind}.gguf" for kind in kinds}

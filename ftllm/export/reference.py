@@ -130,10 +130,13 @@ class Reference:
         norm = self._module(module)
         if norm is None or "Norm" not in type(norm).__name__:
             return None
-        with torch.inference_mode():
-            signs = torch.ones(norm.weight.shape[0])
-            signs[1::2] = -1.0
-            values: Floats = (signs * (norm(signs[None]) - norm(-signs[None]))[0] / 2).numpy()
+        try:
+            with torch.inference_mode():
+                signs = torch.ones(norm.weight.shape[0])
+                signs[1::2] = -1.0
+                values: Floats = (signs * (norm(signs[None]) - norm(-signs[None]))[0] / 2).numpy()
+        except (AttributeError, TypeError, RuntimeError):  # one that takes more than what it norms
+            return None
         return values
 
     @property

@@ -6,6 +6,7 @@ compared with its source. One JSON job on stdin; a `made` event with the file's 
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,11 +16,10 @@ from typing import Any
 from ftllm.errors import UserError
 from ftllm.export.worker import Channel, add_values, serve
 
-# Where transformers 4, Google's checkpoints and upstream's converter have the parts of a vision model.
-OLD_NAMES = {
-    "model.vision_tower.": "vision_tower.",
-    "model.multi_modal_projector.": "multi_modal_projector.",
-}
+# Gemma 3's vision part: transformers 5 drops a level of its names and adds one in front; upstream's converter knows
+# those of transformers 4, which Google's checkpoints have.
+SIGLIP = re.compile(r"^(?:model\.)?vision_tower\.(?:vision_model\.)?(?=(?:embeddings|encoder|post_layernorm|head)\.)")
+GEMMA_PROJECTOR = re.compile(r"^(?:model\.)?multi_modal_projector\.")
 
 
 def run(job: dict[str, Any], channel: Channel) -> None:
@@ -128,16 +128,18 @@ def write_projector(job: dict[str, Any], path: Path) -> list[str]:
             f"llama.cpp's converter does not know the vision part of {architecture}", "leave --mmproj out"
         ) from None
 
+    rename = old_name if known.__name__ == "Gemma3VisionModel" else str
+
     class Projector(known):  # type: ignore[misc]
         model_arch = known.model_arch
 
         def index_tensors(self, remote_hf_model_id: str | None = None) -> dict[str, Callable[[], Any]]:
             indexed = super().index_tensors(remote_hf_model_id=remote_hf_model_id)
-            return {old_name(name): make for name, make in indexed.items()}
+            return {rename(name): make for name, make in indexed.items()}
 
         @classmethod
         def filter_tensors(cls, item: tuple[str, Callable[[], Any]]) -> Any:
-            return super().filter_tensors((old_name(item[0]), item[1]))
+            return super().filter_tensors((rename(item[0]), item[1]))
 
     with torch.inference_mode():
         model = Projector(base, getattr(gguf.LlamaFileType, FLOATS[job["kind"]]), path, model_name=job["name"])
@@ -160,8 +162,8 @@ def unloadable(path: Path, beside: Path) -> list[str]:
 
 
 def old_name(name: str) -> str:
-    """A vision tensor's name as upstream's converter knows it: `model.vision_tower.x` -> `vision_tower.x`."""
-    return next((old + name.removeprefix(new) for new, old in OLD_NAMES.items() if name.startswith(new)), name)
+    """A tensor of Gemma 3's vision part under its name in transformers 4; other names as they are."""
+    return GEMMA_PROJECTOR.sub("multi_modal_projector.", SIGLIP.sub("vision_tower.vision_model.", name))
 
 
 def missing_vision_tensors(path: Path, indexed: list[str]) -> list[str]:

@@ -21,6 +21,7 @@ from ftllm.llama.header import Header, TensorInfo
 from ftllm.llama.model import Model
 
 MATRICES, ROWS = 16, 64  # at most so many q and k matrices, and rows of each, are looked at
+CLEAR = 0.5  # relative error up to which rows are the base's, whatever the type; other rows are at 1.4
 NORMAL, NEOX = 0, 2  # enum llama_rope_type in llama.h: neighbouring rows rotate together, or halves of a head
 
 
@@ -63,7 +64,7 @@ def check_row_orders(header: Header, model: Model, reference: Any, names: Mappin
         natural, permuted = (_off(reference.rows(name, picked), values) for picked in (rows, order[rows]))
         should_permute = halves and rope == NORMAL
         right, wrong = (permuted, natural) if should_permute else (natural, permuted)
-        if wrong < 0.5 * right:  # quantization's noise is in both
+        if wrong < min(0.5 * right, CLEAR):  # quantization's noise is in both
             how = "are not permuted, as llama.cpp wants them" if should_permute else "are permuted, and must not be"
             return [f"{info.name}: its rows {how} for {header.architecture}; attention would be nonsense"]
     return []

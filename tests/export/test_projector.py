@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny_models import make
 from tiny_vision import write_png
@@ -14,8 +15,13 @@ from tiny_vision import write_png
 from ftllm.errors import UserError
 from ftllm.export.pipeline import ExportRequest, export
 from ftllm.export.side import old_name
+from ftllm.llama.context import Context
 from ftllm.llama.header import read_header
+from ftllm.llama.model import Model
+from ftllm.llama.perplexity import Comparison
 from ftllm.progress import Reporter
+
+SIDE, POSITIONS = 56, 4  # of an image, as `tiny_models` has it
 
 
 def ftllm(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -30,27 +36,69 @@ def test_an_image_is_seen(family: str, converter: Any, tmp_path: Path) -> None:
     del converter
     tiny = make(family, tmp_path)
     out = tmp_path / "out"
-    done = ftllm("export", tiny.adapter, "--quant", "Q8_0", "--mmproj", "--out", out, "--quiet", "--offline")
+    done = ftllm("export", tiny.base, "--quant", "F32", "--mmproj", "--out", out, "--quiet", "--offline")
     assert done.returncode == 0, done.stderr
     model, projector = map(Path, done.stdout.split())
-    assert projector.name == "mmproj-base-adapter-F16.gguf"
+    assert projector.name == "mmproj-base-F16.gguf"
     header = read_header(projector)
     assert header.architecture == "clip"
     assert header.metadata["clip.projector_type"] == "gemma3"
-    answers = {}
-    for colour in ((250, 0, 0), (0, 0, 250)):
-        picture = write_png(tmp_path / f"{colour[0]}.png", colour, 56)
-        common = ("--temp", 0, "--max-tokens", 12, "--json", "--offline")
-        chat = ftllm("chat", model, "--mmproj", projector, "--image", picture, "-p", "What is this?", *common)
-        assert chat.returncode == 0, chat.stderr
-        answers[colour] = chat.stdout
-    assert len(set(answers.values())) == 2  # random weights, but they see the difference
+    pictures = [write_png(tmp_path / f"{colour}.png", colour, SIDE) for colour in ((250, 0, 0), (0, 0, 250))]
+    found = [after_image(model, projector, picture) for picture in pictures]
+    theirs = in_transformers(tiny.base, [(250, 0, 0), (0, 0, 250)], *found[0][:2])
+    for (_, _, ours), wanted in zip(found, theirs, strict=True):
+        comparison = Comparison()
+        comparison.add(wanted[None], ours[None], [])
+        assert comparison.result().kl_divergence < 1e-6
+    apart = np.abs(theirs[0] - theirs[1]).max()  # random weights, but they see the difference
+    assert apart > 5 * max(np.abs(ours - wanted).max() for (_, _, ours), wanted in zip(found, theirs, strict=True))
+    red = pictures[0]
+    chat = ftllm("chat", model, "--mmproj", projector, "--image", red, "-p", "Hello", "--max-tokens", 5)
+    assert chat.returncode == 0, chat.stderr
+
+
+def after_image(path: Path, mmproj: Path, picture: Path) -> tuple[list[int], list[int], Any]:
+    """The ids before and after an image, and the logits that follow."""
+    with Model.load(path) as model:
+        model.add_projector(mmproj)
+        projector = model.see()
+        ids = projector.encode(projector.marker, [picture])
+        first = next(index for index, token in enumerate(ids) if token < -1)
+        image = projector.image(ids[first])
+        before, after = [model.bos_id or 0, *ids[:first]], ids[first + POSITIONS :]
+        with Context(model, n_ctx=64, flash_attention=False) as context:
+            context.decode(before, start=0, logits="none")
+            projector.decode(context, image, len(before))
+            context.decode(after, start=len(before) + POSITIONS)
+            return before, after, context.logits().copy()
+
+
+def in_transformers(base: Path, colours: list[tuple[int, int, int]], before: list[int], after: list[int]) -> list[Any]:
+    """The logits that follow the same ids around each picture."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32, attn_implementation="eager").eval()
+    ids = torch.tensor([[*before, *[model.config.image_token_id] * POSITIONS, *after]])
+    kinds = torch.tensor([[0] * len(before) + [1] * POSITIONS + [0] * len(after)])
+    found = []
+    for colour in colours:
+        pixels = np.full((SIDE, SIDE, 3), colour, np.float32)
+        pixels[SIDE // 3] = 255  # the white line of `write_png`
+        values = torch.tensor((pixels / 127.5 - 1.0).transpose(2, 0, 1)[None])
+        with torch.inference_mode():
+            output = model(input_ids=ids, pixel_values=values, token_type_ids=kinds)
+        found.append(output.logits[0, -1].numpy())
+    return found
 
 
 def test_names_of_both_versions() -> None:
-    assert old_name("model.vision_tower.vision_model.x") == "vision_tower.vision_model.x"
-    assert old_name("model.multi_modal_projector.y") == "multi_modal_projector.y"
-    assert old_name("vision_tower.x") == "vision_tower.x"
+    known = "vision_tower.vision_model.encoder.layers.0.mlp.fc1.bias"
+    for name in (known, known.replace("vision_model.", ""), "model." + known.replace("vision_model.", "")):
+        assert old_name(name) == known
+    projection = "multi_modal_projector.mm_input_projection_weight"
+    assert old_name("model." + projection) == old_name(projection) == projection
+    assert old_name("model.language_model.norm.weight") == "model.language_model.norm.weight"
 
 
 def test_a_model_without_one_is_refused(nano: Path, tmp_path: Path) -> None:

@@ -54,8 +54,9 @@ def _old_vision_name(name: str) -> str:
     """Where transformers 4 kept it, and Google's checkpoints have it."""
     for new, old in {
         "model.language_model.": "language_model.model.",
-        "model.vision_tower.": "vision_tower.",
         "model.multi_modal_projector.": "multi_modal_projector.",
+        "model.vision_tower.": "vision_tower.vision_model.",
+        "vision_tower.": "vision_tower.vision_model.",
     }.items():
         if name.startswith(new):
             return old + name.removeprefix(new)
