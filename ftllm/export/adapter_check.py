@@ -12,7 +12,7 @@ import numpy as np
 
 from ftllm.export.blocks import NUMBERS, Floats, dequantize
 from ftllm.export.shares import halves_alternating, relative_change
-from ftllm.export.structure import NEOX, NORMAL
+from ftllm.export.structure import NORMAL
 from ftllm.llama import native
 from ftllm.llama.header import Header, TensorInfo, read_header
 from ftllm.llama.model import Model
@@ -68,9 +68,8 @@ def _attention(base: Path, architecture: str) -> tuple[dict[str, int], bool]:
         model: Any = AutoModelForCausalLM.from_config(config)
     text = config.get_text_config()
     heads = {"attn_q": text.num_attention_heads, "attn_k": getattr(text, "num_key_value_heads", None)}
-    rope = rope_type(architecture)
     known = {name: int(count) for name, count in heads.items() if count}
-    return known, bool(rotates_halves(model)) and rope == NORMAL and rope != NEOX
+    return known, bool(rotates_halves(model)) and rope_type(architecture) == NORMAL
 
 
 def rope_type(architecture: str) -> int:
