@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import date, datetime, time
 from functools import lru_cache
 from typing import Any, NoReturn
 
@@ -77,6 +77,7 @@ def render_template(
     bos_token: str = "",
     eos_token: str = "",
     add_generation_prompt: bool = False,
+    today: date | None = None,
     **variables: Any,
 ) -> str:
     """The text a chat template makes of `messages`.
@@ -91,6 +92,7 @@ def render_template(
         bos_token: the text of the beginning-of-sequence token.
         eos_token: the text of the end-of-sequence token.
         add_generation_prompt: end with what opens the assistant's turn.
+        today: what `strftime_now` tells a template that asks for the date; None: the clock's.
 
     Raises:
         UserError: the template is not valid Jinja, refuses these messages, or fails on them.
@@ -102,6 +104,8 @@ def render_template(
             f"the chat template is not valid Jinja: line {error.lineno}: {error.message}",
             "repair chat_template in the model's tokenizer files",
         ) from error
+    if today is not None:
+        variables["strftime_now"] = datetime.combine(today, time()).strftime
     try:
         return compiled.render(
             messages=[dict(message) for message in messages],

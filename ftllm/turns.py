@@ -105,6 +105,7 @@ def _rendered(messages: Messages, vocabulary: Vocabulary, *, prompt: bool = Fals
         bos_token=vocabulary.bos_token,
         eos_token=vocabulary.eos_token,
         add_generation_prompt=prompt,
+        today=vocabulary.today,
         **variables,
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -70,6 +71,10 @@ class Vocabulary(Protocol):
     def adds_bos(self) -> bool:
         """Whether sequences of this model begin with `bos_id`."""
 
+    @property
+    def today(self) -> date | None:
+        """The date that a template which asks for it is told; None: the day it is rendered on."""
+
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; special tokens written in it become themselves, nothing is added."""
 
@@ -88,6 +93,7 @@ class DirectoryVocabulary:
     bos_id: int | None
     adds_bos: bool
     end_ids: frozenset[int]
+    today: date | None = None
 
     def encode(self, text: str) -> list[int]:
         return list(self._ids(text))
@@ -119,8 +125,8 @@ class DirectoryVocabulary:
         return [(start, end) for start, end in found["offset_mapping"]]
 
 
-def from_directory(path: Path) -> DirectoryVocabulary:
-    """The tokenizer in a model directory. The network is never touched.
+def from_directory(path: Path, today: date | None = None) -> DirectoryVocabulary:
+    """The tokenizer in a model directory, rendering as on the day `today`. The network is never touched.
 
     Raises:
         UserError: there is no such directory, no tokenizer in it, it cannot be read, or it has no chat template.
@@ -153,6 +159,7 @@ def from_directory(path: Path) -> DirectoryVocabulary:
         bos_id=bos_id,
         adds_bos=bos_id is not None and tokenizer("a")["input_ids"][:1] == [bos_id],
         end_ids=_end_ids(tokenizer.get_vocab(), tokenizer.eos_token_id, path),
+        today=today,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ class Letters:
     bos_token: str = "<bos>"
     eos_token: str = "<eos>"
     adds_bos: bool = True
+    today: date | None = None
     ends: tuple[str, ...] = ("<eos>", "<end_of_turn>")
     prefix: str = ""
     pieces: list[str] = field(default_factory=lambda: ["<bos>"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 
 import pytest
 
@@ -40,6 +40,11 @@ def test_variables_reach_the_template() -> None:
 def test_strftime_now() -> None:
     before = datetime.now().strftime("%Y-%m-%d")
     assert render_template("{{ strftime_now('%Y-%m-%d') }}", HI) in (before, datetime.now().strftime("%Y-%m-%d"))
+
+
+def test_the_date_may_be_given() -> None:
+    template = "{{ strftime_now('%d %b %Y %H:%M') }}"
+    assert render_template(template, HI, today=date(2024, 2, 29)) == "29 Feb 2024 00:00"
 
 
 FAULTS = [

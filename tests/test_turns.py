@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import date
 from functools import cache
 
 import pytest
@@ -152,6 +153,7 @@ class Words:
     eos_token: str = "</s>"
     bos_id: int = 0
     adds_bos: bool = True
+    today: date | None = None
     pieces: list[str] = field(default_factory=lambda: ["<BOS>"])
 
     def encode(self, text: str) -> list[int]:

@@ -12,6 +12,8 @@ from ftllm.errors import UserError
 from ftllm.progress import Reporter
 
 if TYPE_CHECKING:
+    from datetime import date
+
     from ftllm.data.check import Checked
     from ftllm.train.config import TrainConfig
     from ftllm.vocabulary import DirectoryVocabulary
@@ -57,7 +59,7 @@ def data_verb(
     reporter = Reporter(quiet=quiet or json_output, verbose=verbose)
     if action == "check":
         config = _config(places, model, preset, assignments)
-        _check(places, model, config.max_length, reporter, offline=offline, json_output=json_output)
+        _check(places, model, config, reporter, offline=offline, json_output=json_output)
     else:
         model = model or _nano(reporter)
         config = _config(places, model, preset, assignments)
@@ -74,7 +76,7 @@ def _config(places: list[str], model: str | None, preset: str | None, assignment
     return resolve([given, dict(map(read_assignment, assignments or []))])
 
 
-def _vocabulary(model: str, *, offline: bool) -> DirectoryVocabulary:
+def _vocabulary(model: str, today: date, *, offline: bool) -> DirectoryVocabulary:
     from ftllm.hubfiles import is_repository, snapshot
     from ftllm.vocabulary import TOKENIZER_PATTERNS, from_directory
 
@@ -82,7 +84,7 @@ def _vocabulary(model: str, *, offline: bool) -> DirectoryVocabulary:
     if not path.exists() and is_repository(model):
         repository, _, revision = model.partition("@")
         path = snapshot(repository, revision=revision or None, patterns=TOKENIZER_PATTERNS, offline=offline)
-    return from_directory(path)
+    return from_directory(path, today)
 
 
 def _nano(reporter: Reporter) -> str | None:
@@ -97,17 +99,17 @@ def _nano(reporter: Reporter) -> str | None:
 
 
 def _check(
-    places: list[str], model: str | None, max_length: int, reporter: Reporter, *, offline: bool, json_output: bool
+    places: list[str], model: str | None, config: TrainConfig, reporter: Reporter, *, offline: bool, json_output: bool
 ) -> None:
     from ftllm.data.check import check
     from ftllm.progress import paced
 
-    vocabulary = _vocabulary(model, offline=offline) if model else None
+    vocabulary = _vocabulary(model, config.today, offline=offline) if model else None
     with reporter.task("checking", None, "rows") as task:
         checked = check(
             places,
             vocabulary=vocabulary,
-            max_length=max_length,
+            max_length=config.max_length,
             offline=offline,
             say=reporter.say,
             advance=paced(task, "checked"),
@@ -198,7 +200,7 @@ def _preview(
         raise UserError("preview shows one file or data set at a time", "give one")
     if config.noise.unit == "token" and model is None:
         raise UserError("noise.unit token needs a model, whose tokens they are", "name it with --model")
-    vocabulary = _vocabulary(model, offline=offline) if model else None
+    vocabulary = _vocabulary(model, config.today, offline=offline) if model else None
     found = examples(
         places[0],
         config.noise.settings(),

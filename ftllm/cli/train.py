@@ -108,11 +108,14 @@ def _option(key: str) -> str:
 
 
 def _resolved(config: Path | None, options: Mapping[str, object], assignments: list[str], runs: Path) -> TrainConfig:
+    from ftllm.errors import UserError
     from ftllm.train.config import rebased, resolve
     from ftllm.train.lineage import with_parent
     from ftllm.train.settings import Setting, read_assignment, read_yaml
 
     layers: list[Settings] = []
+    if config is not None and config.suffix.lower() in (".jsonl", ".csv", ".tsv", ".parquet"):
+        raise UserError(f"{config} is no configuration but data", f"give it with --data {config}")
     if config is not None:
         layers.append(rebased(read_yaml(config), config.resolve().parent))
     named = {key: Setting(value, _option(key)) for key, value in options.items() if value}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,7 @@ class Texts:
         rows: for the likelihood; none where the model has no chat template.
         found: the conversations they were rendered from.
         origin: what to call them.
+        today: the date that templates are told.
     """
 
     rows: Sequence[Row]
@@ -50,6 +52,7 @@ class Texts:
     found: Sequence[Conversation]
     origin: str
     max_length: int | None
+    today: date
 
     @property
     def tokens(self) -> int:
@@ -61,17 +64,20 @@ def read_texts(job: dict[str, Any], base: Path, bos: int | None) -> Texts:
     """Render the conversations with the base's own tokenizer.
 
     Args:
-        job: `path`, `origin` and `max_length` of an `ftllm.export.heldout.Text`.
+        job: `path`, `origin`, `max_length` and `today` of an `ftllm.export.heldout.Text`.
         bos: what the model's sequences begin with; None where nothing is added.
     """
     found, longest = conversations(Path(job["path"])), job["max_length"]
+    today = date.fromisoformat(job["today"]) if job.get("today") else date.today()
     try:
-        rows = rows_of(found, from_directory(base), longest)
+        rows = rows_of(found, from_directory(base, today), longest)
     except UserError:  # no chat template
         rows = []
     stream = [token for row in rows for token in row.input_ids] or plain_ids(base, plain_text(found))
     length = chunk_length(len(stream))
-    return Texts(rows, cut(stream, length, bos=bos, most=CHUNKS) if length else [], found, job["origin"], longest)
+    return Texts(
+        rows, cut(stream, length, bos=bos, most=CHUNKS) if length else [], found, job["origin"], longest, today
+    )
 
 
 @dataclass(frozen=True)
@@ -130,6 +136,7 @@ def measure(model: Model, quant: str, truth: FullTruth, progress: Progress) -> t
             "n_ctx": len(texts.chunks[0].ids),
         }
     if truth.likelihood is not None:
+        model.today = texts.today
         faults += same_rows(model, texts)
     if truth.likelihood is not None and not faults:
         finished = done

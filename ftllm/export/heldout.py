@@ -30,11 +30,13 @@ class Text:
 
     Attributes:
         max_length: rows longer than this were not measured on in training either; None where nothing was trained.
+        today: the date that templates were told in training (ISO 8601); None where nothing was trained.
     """
 
     path: Path
     origin: str
     max_length: int | None = None
+    today: str | None = None
 
     @property
     def own(self) -> bool:
@@ -58,7 +60,8 @@ def text_of(run: Run | None) -> Text:
             f"remove {run.held_out} to measure on ftllm's own conversations",
         ) from None
     config = run.read_manifest().get("config") or {}
-    return Text(run.held_out, f"conversations held out of {run.name}", config.get("max_length"))
+    origin = f"conversations held out of {run.name}"
+    return Text(run.held_out, origin, config.get("max_length"), config.get("date"))
 
 
 def conversations(path: Path) -> list[Conversation]:

@@ -378,7 +378,7 @@ def _text(model: Source, reporter: Reporter) -> dict[str, Any]:
     text = heldout.text_of(model.run)
     if text.own:
         reporter.say(f"Nothing was held out for this model (`ftllm train --eval 5%` does): measuring on {text.origin}")
-    return {"path": str(text.path), "origin": text.origin, "max_length": text.max_length}
+    return {"path": str(text.path), "origin": text.origin, "max_length": text.max_length, "today": text.today}
 
 
 def _warn_of_template(model: Source, reporter: Reporter) -> None:

@@ -6,6 +6,7 @@ import ctypes
 import os
 import weakref
 from collections.abc import Callable, Iterable
+from datetime import date
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -46,6 +47,7 @@ class Model(Closing):
         self.n_vocab = int(self._api.llama_vocab_n_tokens(self._vocabulary))
         self.adapters: list[tuple[Any, float]] = []  # llama.cpp's handles and scales, for every context
         self.projector: Projector | None = None
+        self.today: date | None = None  # what a template that asks for the date is told; None: the day itself
 
     @classmethod
     def load(

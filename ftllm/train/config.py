@@ -5,6 +5,7 @@ Precedence, lowest first: the preset, the configuration file, the command line's
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -172,6 +173,10 @@ class TrainConfig(Group):
     loss: Literal["assistant", "full"] = Field(
         default="assistant", description="tokens that bear loss: the assistant's, or all"
     )
+    date: datetime.date | Literal["auto"] = Field(
+        default="auto",
+        description="YYYY-MM-DD, told to templates that write it (gpt-oss, Llama 3); auto: the day training began",
+    )
     noise: NoiseConfig = NoiseConfig()
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
@@ -196,6 +201,11 @@ class TrainConfig(Group):
         if share is not None and not 0 < share < 1:
             raise ValueError("a share of the data lies between 0 and 1 (5%), else it is a file")
         return value
+
+    @property
+    def today(self) -> datetime.date:
+        """The date that chat templates are told."""
+        return datetime.date.today() if self.date == "auto" else self.date
 
 
 # What the presets differ in (the card's method, and what is recommended over it); all else is the defaults above.
@@ -310,6 +320,8 @@ def _yaml_value(value: Any) -> str:
         return text if "e" not in text or "." in text else text.replace("e", ".0e")
     if isinstance(value, tuple):
         return "[" + ", ".join(_yaml_value(item) for item in value) + "]"
+    if isinstance(value, datetime.date):
+        return value.isoformat()
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z_/][A-Za-z0-9_./@+-]*", value) and not _is_keyword(value):
         return value
     return json.dumps(value, ensure_ascii=False)

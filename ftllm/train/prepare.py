@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ class Prepared:
                 "backend": self.backend,
                 "precision": self.device.precision,
                 "load_in_4bit": self.device.four_bit,
+                "date": self.vocabulary.today,
                 "optimizer": "adamw_8bit" if self.device.eight_bit else "adamw",
             }
         )
@@ -114,7 +116,7 @@ def prepare(config: TrainConfig, found: Base, corpus: Corpus, reporter: Reporter
             from ftllm.train import unsloth
 
             unsloth.begin()
-        vocabulary = _quiet_vocabulary(found.path)
+        vocabulary = _quiet_vocabulary(found.path, config.today)
     rows, processes = Rows(config, corpus, vocabulary), here()
     with clock.part("rows"), reporter.task("rendering", len(corpus.training), "conversations") as task:
         several = cores() if processes.count == 1 else 1  # a launcher has given the cores away
@@ -123,14 +125,14 @@ def prepare(config: TrainConfig, found: Base, corpus: Corpus, reporter: Reporter
     return Prepared(config, found, corpus, rows, plan, held_out, vocabulary, chosen, reason, device, parent, processes)
 
 
-def _quiet_vocabulary(path: Path) -> DirectoryVocabulary:
+def _quiet_vocabulary(path: Path, today: date) -> DirectoryVocabulary:
     from transformers.utils import logging
 
     from ftllm.vocabulary import from_directory
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return from_directory(path)
+    return from_directory(path, today)
 
 
 def warnings_of(prepared: Prepared) -> list[str]:

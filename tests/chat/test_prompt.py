@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 
 import pytest
 
@@ -27,6 +28,7 @@ class Characters:
     eos_token: str = "$"
     bos_id: int | None = ord("^")
     adds_bos: bool = True
+    today: date | None = None
 
     def encode(self, text: str) -> list[int]:
         return [ord(character) for character in text]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from trainings import dated_copy
 
 from ftllm.errors import UserError
 from ftllm.progress import Reporter
@@ -79,6 +80,7 @@ CHANGES = {
     "too_long": Change("cut", "rows"),
     "bad_rows": Change("stop", "rows"),
     "loss": Change("full", "rows"),
+    "date": Change("2020-02-29", "dated"),
     "noise.unit": Change("token", "rows"),
     "noise.ratio": Change(0.2, "rows"),
     "noise.range": Change("training", "rows", {"noise.ratio": [0.1, 0.9]}),
@@ -111,6 +113,13 @@ def rows(config: TrainConfig, place: Place) -> Any:
     plan = drawn.plan()
     epochs = [[drawn.draw(unit, epoch) for unit in plan.units] for epoch in range(3)]
     return epochs, plan.dropped, plan.cut, plan.refused, drawn.held_out()
+
+
+def dated(config: TrainConfig, place: Place) -> Any:
+    """A row as a template that writes the date has it."""
+    found = base.find(str(dated_copy(Path(config.model), place.directory / "dated")))
+    prepared = prepare(config, found, load_corpus(config), Reporter(quiet=True), Clock())
+    return prepared.rows.draw(prepared.plan.units[0], 0)
 
 
 def trainer(config: TrainConfig, place: Place) -> Any:
@@ -150,6 +159,7 @@ def name(config: TrainConfig, place: Place) -> Any:
 
 SEEN: dict[str, Callable[[TrainConfig, Place], Any]] = {
     "rows": rows,
+    "dated": dated,
     "trainer": trainer,
     "base": lambda config, _: base.find(config.model).path,
     "backend": machine,

@@ -8,12 +8,13 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from trainings import Trainer, adapter_hashes, impatient, without_timings
+from trainings import Trainer, adapter_hashes, dated_copy, impatient, without_timings
 
 from ftllm.data.rows import read_rows
 from ftllm.data.shapes import conversation_of
@@ -167,6 +168,30 @@ def test_interrupted_and_resumed_is_uninterrupted(trained: Trainer) -> None:
     assert not run.checkpoints.exists()
     with pytest.raises(UserError, match="cut is finished"):
         resume(run, Reporter(quiet=True))
+
+
+def test_resumed_on_another_day_it_reads_the_day_it_began(
+    trained: Trainer, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the two places' clocks are 26 hours, so that it is never the same day there."""
+    model = str(dated_copy(tiny, tmp_path / "dated"))
+    monkeypatch.setenv("TZ", "Etc/GMT+12")
+    time.tzset()
+    try:
+        whole = trained("whole", model=model, max_steps=4)
+        with pytest.raises(Interrupted):
+            trained("cut", impatient(2), model=model, max_steps=4)
+        monkeypatch.setenv("TZ", "Etc/GMT-14")
+        time.tzset()
+        resumed = resume(Run(trained.runs / "cut"), Reporter(quiet=True))
+        later = trained("later", model=model, max_steps=4)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    began, day_after = (result.run.read_manifest()["config"]["date"] for result in (whole, later))
+    assert began < day_after
+    assert resumed.run.read_manifest()["config"]["date"] == began
+    assert adapter_hashes(resumed.run) == adapter_hashes(whole.run) != adapter_hashes(later.run)
 
 
 def test_resume_refuses_changed_data_and_a_run_in_use(trained: Trainer, data: Path, tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ def test_refusals_are_a_line_and_a_hint(program: Program, config: Path, tmp_path
         ([config, "--name", "../x"], "'../x' is not a run name", "use letters"),
         (["--resume"], "no unfinished run in runs", "start one"),
         (["--resume", "--name", "x"], "no run x in runs", "`--runs DIR`"),
+        (["mine.jsonl"], "mine.jsonl is no configuration but data", "give it with --data mine.jsonl"),
         ([config, "--resume"], f"--resume goes on with the run's own settings, and cannot take {config}", "leave it"),
         (["--resume", "--set", "epochs=9"], "--resume goes on with the run's own settings, and cannot take --set", ""),
     ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -54,3 +55,13 @@ def adapter_hashes(run: Run) -> dict[str, str]:
 
 def without_timings(run: Run) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key not in TIMINGS} for line in read(run.metrics)]
+
+
+def dated_copy(model: Path, place: Path) -> Path:
+    """`model` with a chat template that begins every chat with the date, as gpt-oss's does."""
+    shutil.copytree(model, place, dirs_exist_ok=True)
+    template = place / "chat_template.jinja"
+    bos = "{{- bos_token -}}"
+    opened, _, rest = template.read_text(encoding="utf-8").partition(bos)
+    template.write_text(opened + bos + "{{- strftime_now('%Y-%m-%d') -}}" + rest, encoding="utf-8")
+    return place
