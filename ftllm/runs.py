@@ -180,7 +180,9 @@ def create(root: Path, name: str | None, *, stem: str = "run") -> Run:
         path = root / name
         # A training killed before it had begun leaves its lock, and nothing to resume.
         if path.exists() and (not path.is_dir() or any(file.name != LOCK for file in path.iterdir())):
-            raise UserError(f"{path} exists already", "choose another --name, or --resume to go on with it")
+            unfinished = is_run(path) and not Run(path).finished
+            going_on = ", or --resume to go on with it" if unfinished else ""
+            raise UserError(f"{path} exists already", "choose another --name" + going_on)
         path.mkdir(exist_ok=True)
         return Run(path.resolve())
     except OSError as error:

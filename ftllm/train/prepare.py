@@ -155,6 +155,12 @@ def warnings_of(prepared: Prepared) -> list[str]:
             )
     if plan.masked:
         found.append(f"{len(plan.masked)} rows have no trained token and are left out, the first at {plan.masked[0]}")
+    noise = config.noise
+    if noise.unit != "none" and noise.ratio[0] > 0 and noise.clean_share < 1 and not plan.moved:
+        found.append(
+            f"the noise moves nothing: at noise.ratio {noise.ratio[0]:g} the user turns have too little to shuffle, "
+            "and are trained as they are"
+        )
     if config.patience and not prepared.held_out:
         found.append("patience has nothing to measure: hold rows out with --eval 5%, or give it a file")
     if config.warmup_steps >= prepared.steps:

@@ -290,8 +290,9 @@ def test_a_loss_that_is_no_number_stops_the_run(trained: Trainer) -> None:
 
 def test_places_that_cannot_be_written(trained: Trainer, tmp_path: Path) -> None:
     trained("taken", max_steps=1)
-    with pytest.raises(UserError, match="taken exists already"):
+    with pytest.raises(UserError, match="taken exists already") as caught:
         trained("taken")
+    assert caught.value.hint == "choose another --name"  # it is finished: there is nothing to resume
     (tmp_path / "file").touch()
     trained.runs = tmp_path / "file" / "runs"
     with pytest.raises(UserError, match="cannot write"):
@@ -304,6 +305,17 @@ def test_bad_input_leaves_no_run_behind(trained: Trainer, tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"bad.jsonl:1: no assistant turn"):
         trained("a", data=[str(bad)])
     assert list(trained.runs.iterdir()) == []
+
+
+def test_noise_that_moves_nothing_is_said(trained: Trainer, tmp_path: Path) -> None:
+    data = tmp_path / "short.jsonl"
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    data.write_text(json.dumps({"messages": talk}) + "\n")
+    said = "the noise moves nothing: at noise.ratio 0.7 the user turns have too little to shuffle"
+    for preset, expected in (("ft", 1), ("sft", 0)):
+        run = trained(preset, data=[str(data)], preset=preset, max_steps=1, warmup_steps=0).run
+        notes = run.read_manifest()["notes"]
+        assert sum(note.startswith(said) for note in notes) == expected
 
 
 def test_piped_progress_is_plain_and_warnings_are_said(trained: Trainer, data: Path, tmp_path: Path) -> None:
