@@ -21,11 +21,12 @@ from ftllm.errors import WorkError
 
 Sink = Callable[[str], None]
 
-SPIN = "1000"
-"""How often libgomp's threads look whether the others have come before they sleep: about 60 microseconds.
+SPIN = "2000"
+"""How often libgomp's threads look whether the others have come before they sleep: about 0.1 milliseconds.
 
 They meet hundreds of times a token. By themselves they look for some 20 ms, on the core that the thread they wait for
-may need: with any other program on the machine a model of 168 tokens/s fell to 2.8, with this to 45.
+may need. On two cores, a model of 108 tokens/s fell to 0.8 beside one busy program, and keeps 32 with this; alone it
+loses one in a hundred (1000: 41 and 93 tokens/s; 4000: 23 and 108; 10,000: 12 and 108).
 """
 
 DEBUG, CONTINUED = 1, 5  # ggml_log_level in ggml.h

@@ -22,10 +22,11 @@ CERTAIN = 1 - 1e-5  # more than rounding can move a sum of float32
 Candidates = tuple[NDArray[np.int64], NDArray[np.float32]]
 
 
-def survivors(logits: NDArray[np.float32], *, top_k: int, top_p: float, min_p: float) -> Candidates:
+def survivors(logits: NDArray[np.float32], largest: float, *, top_k: int, top_p: float, min_p: float) -> Candidates:
     """What `llama_sampler_top_k`, `top_p` and `min_p` in this order leave of logits [n_vocab].
 
     Args:
+        largest: of the logits.
         top_k: 0 keeps all.
         top_p: 1 keeps all.
         min_p: 0 keeps all.
@@ -33,7 +34,6 @@ def survivors(logits: NDArray[np.float32], *, top_k: int, top_p: float, min_p: f
     Returns:
         Ids and logits [n], the largest first; in the order of ids where no filter before min-p sorts.
     """
-    largest = float(logits.max())
     floor = largest + math.log(min_p) if min_p > 0 else -math.inf
     if top_k <= 0 and top_p >= 1:
         return _above(logits, floor)

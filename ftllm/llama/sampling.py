@@ -129,7 +129,9 @@ class Sampler(Closing):
             raise WorkError(f"{self._model.path.name} computed logits that are not numbers", "the file is damaged")
         if sampling.greedy:
             return best
-        ids, values = survivors(logits, top_k=sampling.top_k, top_p=sampling.top_p, min_p=sampling.min_p)
+        ids, values = survivors(
+            logits, float(logits[best]), top_k=sampling.top_k, top_p=sampling.top_p, min_p=sampling.min_p
+        )
         table = np.empty(len(ids), dtype=TOKEN_DATA)
         table["id"], table["logit"], table["p"] = ids, values, 0
         array = self._api.llama_token_data_array()
