@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from ftllm.chat.options import LoadSettings, ReplyOptions
+from ftllm.chat.options import LoadSettings, ReplyOptions, SamplingOptions
 from ftllm.chat.remote import Target
 
 
@@ -26,17 +26,7 @@ class Talker(Protocol):
     def answer_now(self) -> None:
         """End the thought under way."""
 
-    def set_sampling(
-        self,
-        *,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repeat_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        presence_penalty: float | None = None,
-    ) -> None:
+    def set_sampling(self, sampling: SamplingOptions) -> None:
         """Sample the rest of the reply under way in another way; None leaves a setting as it is."""
 
     def save_state(self, path: Path) -> None:

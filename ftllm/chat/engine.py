@@ -35,7 +35,7 @@ from ftllm.chat.events import (
     SetSampling,
     Stop,
 )
-from ftllm.chat.options import LoadSettings, ReplyOptions
+from ftllm.chat.options import LoadSettings, ReplyOptions, SamplingOptions
 from ftllm.chat.watch import Patience, work_of
 from ftllm.errors import WorkError
 
@@ -146,22 +146,11 @@ class Engine:
             if self._pending:
                 self._send(AnswerNow(self._pending[0]))
 
-    def set_sampling(
-        self,
-        *,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repeat_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        presence_penalty: float | None = None,
-    ) -> None:
+    def set_sampling(self, sampling: SamplingOptions) -> None:
         """Sample the rest of the reply that is under way in another way; None leaves a setting as it is."""
         with self._lock:
             if self._pending:
-                penalties = (repeat_penalty, frequency_penalty, presence_penalty)
-                self._send(SetSampling(self._pending[0], temperature, top_k, top_p, min_p, *penalties))
+                self._send(SetSampling(self._pending[0], sampling))
 
     def save_state(self, path: Path) -> None:
         """Write what the model has read to a file, for `load_state` after a restart; `StateSaved` follows.

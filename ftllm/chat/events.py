@@ -15,7 +15,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeAlias
 
-from ftllm.chat.options import LoadSettings, ReplyOptions
+from ftllm.chat.options import LoadSettings, ReplyOptions, SamplingOptions
 
 DoneReason = Literal["stop", "length", "context", "stopped", "loop"]
 """`stop`: by the model; `length`: the token limit; `context`: the context is full; `stopped`: by request;
@@ -247,16 +247,10 @@ class AnswerNow:
 
 @dataclass(frozen=True)
 class SetSampling:
-    """Go on sampling `reply` in another way; None leaves a setting as it is."""
+    """Go on sampling `reply` in another way."""
 
     reply: int
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repeat_penalty: float | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
+    sampling: SamplingOptions
 
 
 @dataclass(frozen=True)
@@ -305,6 +299,8 @@ def command_from_json(line: str) -> AnyCommand:
             values["settings"] = LoadSettings(**values["settings"])
         if "options" in values:
             values["options"] = ReplyOptions(**values["options"])
+        if "sampling" in values:
+            values["sampling"] = SamplingOptions(**values["sampling"])
         if "messages" in values:
             values["messages"] = tuple(values["messages"])
         return kind(**values)

@@ -51,8 +51,25 @@ class LoadSettings:
 
 
 @dataclass(frozen=True)
-class ReplyOptions:
-    """How one reply is made.
+class SamplingOptions:
+    """How tokens are drawn, by the names of `ftllm.llama.sampling.Sampling`.
+
+    None leaves a setting as it is: when a reply begins, what the GGUF's `general.sampling.*` say, else `Sampling`'s
+    defaults.
+    """
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+
+
+@dataclass(frozen=True)
+class ReplyOptions(SamplingOptions):
+    """How one reply is made, its sampling included.
 
     Args:
         max_tokens: tokens generated at most, thoughts included.
@@ -66,8 +83,6 @@ class ReplyOptions:
         template_kwargs: variables for the chat template, `reasoning_effort` for one; JSON values by name.
         speculate: draft what was said before, and evaluate it several tokens at once; see `ftllm.chat.lookup`.
         ignore_end: generate `max_tokens` tokens whatever comes, for measuring.
-        temperature, top_k, top_p, min_p, and the penalties: None for the GGUF's `general.sampling.*`, else the
-            defaults of `ftllm.llama.sampling.Sampling`.
         seed: of the sampler; None for a new one each time.
     """
 
@@ -79,13 +94,6 @@ class ReplyOptions:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     speculate: bool = False
     ignore_end: bool = False
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repeat_penalty: float | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
     seed: int | None = None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,13 @@ from ftllm.chat.events import (
     LoopSuspected,
     Prepared,
     PromptProgress,
-    SetSampling,
     Stats,
     ThinkEndReason,
     TurnsDropped,
 )
 from ftllm.chat.lookup import MOST, Lookup
 from ftllm.chat.memory import CHUNK, Memory
-from ftllm.chat.options import LoadSettings, ReplyOptions, ThinkMode
+from ftllm.chat.options import LoadSettings, ReplyOptions, SamplingOptions, ThinkMode
 from ftllm.chat.prompt import Prompt, build_prompt, kept_length, next_ids
 from ftllm.chat.writer import Clock, Emit, Writer
 from ftllm.errors import UserError
@@ -55,7 +54,7 @@ class Control:
 
     stop: bool = False
     answer_now: bool = False
-    sampling: SetSampling | None = None
+    sampling: SamplingOptions | None = None
 
 
 @dataclass
@@ -330,10 +329,9 @@ def sampling_of(model: Model, options: ReplyOptions) -> Sampling:
     return sampling if options.seed is None else replace(sampling, seed=options.seed)
 
 
-def changed_sampling(sampling: Sampling, choice: ReplyOptions | SetSampling) -> Sampling:
+def changed_sampling(sampling: Sampling, choice: SamplingOptions) -> Sampling:
     """`sampling` with what `choice` says; None says nothing."""
-    names = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "frequency_penalty", "presence_penalty")
-    given = {name: getattr(choice, name) for name in names}
+    given = {field.name: getattr(choice, field.name) for field in fields(SamplingOptions)}
     return replace(sampling, **{name: value for name, value in given.items() if value is not None})
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftllm.chat.engine import Engine
 from ftllm.chat.events import AnyEvent
-from ftllm.chat.options import LoadSettings, ReplyOptions
+from ftllm.chat.options import LoadSettings, ReplyOptions, SamplingOptions
 from ftllm.chat.remote import Remote, Target
 from ftllm.errors import WorkError
 
@@ -66,28 +66,10 @@ class Voice:
         if self._engine is not None and self.can_answer_now:
             self._engine.answer_now()
 
-    def set_sampling(
-        self,
-        *,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repeat_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        presence_penalty: float | None = None,
-    ) -> None:
+    def set_sampling(self, sampling: SamplingOptions) -> None:
         """Sample the rest of the reply in another way, as `Engine.set_sampling`; an endpoint's goes on as it began."""
         if self._engine is not None and self._current is self._engine:
-            self._engine.set_sampling(
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                min_p=min_p,
-                repeat_penalty=repeat_penalty,
-                frequency_penalty=frequency_penalty,
-                presence_penalty=presence_penalty,
-            )
+            self._engine.set_sampling(sampling)
 
     def save_state(self, path: Path) -> None:
         """As `Engine.save_state`; nothing with an endpoint."""

@@ -19,7 +19,7 @@ from ftllm.chat.events import (
     ThinkEnd,
     ThinkStart,
 )
-from ftllm.chat.options import ReplyOptions
+from ftllm.chat.options import ReplyOptions, SamplingOptions
 from ftllm.chat.session import ChatMessage, continuation_of
 
 
@@ -136,7 +136,7 @@ def test_sampling_can_change_in_the_middle_of_a_reply(talk: Talk) -> None:
     options = ReplyOptions(max_tokens=20_000, temperature=0, loops="off", seed=1)
     number = talk.engine.generate([{"role": "user", "content": "D"}], options)
     begun = talk.until(lambda event: isinstance(event, TextDelta) and len(event.text) > 10)
-    talk.engine.set_sampling(temperature=1.0)
+    talk.engine.set_sampling(SamplingOptions(temperature=1.0))
     more = talk.until(lambda event: isinstance(event, TextDelta) and len(set(event.text)) == 2)
     talk.engine.stop()
     talk.rest(number)

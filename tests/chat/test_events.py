@@ -16,13 +16,14 @@ from ftllm.chat.events import (
     Failed,
     Generate,
     Load,
+    SetSampling,
     TextDelta,
     command_from_json,
     command_to_json,
     from_json,
     to_json,
 )
-from ftllm.chat.options import LoadSettings, ReplyOptions
+from ftllm.chat.options import LoadSettings, ReplyOptions, SamplingOptions
 
 numbers = st.floats(allow_nan=False)
 
@@ -63,6 +64,7 @@ commands = st.one_of(
     [
         st.builds(Load, settings=st.builds(LoadSettings)),
         st.builds(Generate, messages=messages, options=st.builds(ReplyOptions, temperature=st.none() | st.just(0.5))),
+        st.builds(SetSampling, sampling=st.builds(SamplingOptions, top_p=st.none() | st.just(0.5))),
         *(st.builds(kind) for name, kind in COMMANDS.items() if name not in ("load", "generate", "set_sampling")),
     ]
 )

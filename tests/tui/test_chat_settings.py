@@ -11,7 +11,7 @@ from tui_stage import STEPS, Stage, converse, notes, shown, titles
 
 from ftllm.chat import store as chats
 from ftllm.chat.defaults import Defaults, parse_defaults, read_defaults
-from ftllm.chat.options import ChatOptions, ReplyOptions
+from ftllm.chat.options import ChatOptions, ReplyOptions, SamplingOptions
 from ftllm.errors import UserError
 from tui.screens.settings import SettingsScreen
 from tui.widgets.choice import Choice
@@ -182,7 +182,7 @@ async def test_sampling_changes_for_a_reply_under_way() -> None:
         await stage.settle(pilot)
         await stage.say(pilot, "/temp 0.1")
         await stage.say(pilot, "/max-tokens 5")
-        assert stage.engine.sampling == [{"temperature": 0.1}]
+        assert stage.engine.sampling == [SamplingOptions(temperature=0.1)]
 
 
 async def test_how_thoughts_are_shown(tmp_path: Path) -> None:

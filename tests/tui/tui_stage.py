@@ -24,7 +24,7 @@ from ftllm.chat.events import (
     ThinkEndReason,
     ThinkStart,
 )
-from ftllm.chat.options import ChatOptions, LoadSettings, ReplyOptions
+from ftllm.chat.options import ChatOptions, LoadSettings, ReplyOptions, SamplingOptions
 from ftllm.chat.store import memory_store
 from ftllm.errors import WorkError
 from tui.app import ChatApp
@@ -57,7 +57,7 @@ class Replay:
         self.asked: list[list[Mapping[str, str]]] = []
         self.loads: list[tuple[Path, LoadSettings | None]] = []
         self.options: list[ReplyOptions | None] = []
-        self.sampling: list[dict[str, float | None]] = []
+        self.sampling: list[SamplingOptions] = []
         self.saved: list[Path] = []
         self.restored: list[Path] = []
         self.stops = 0
@@ -87,8 +87,8 @@ class Replay:
     def answer_now(self) -> None:
         self.answers_now += 1
 
-    def set_sampling(self, **changes: float | None) -> None:
-        self.sampling.append(changes)
+    def set_sampling(self, sampling: SamplingOptions) -> None:
+        self.sampling.append(sampling)
 
     @property
     def reply(self) -> int:

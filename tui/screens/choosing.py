@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import on
@@ -14,7 +14,7 @@ from textual.widgets import TextArea
 
 from ftllm.chat.defaults import Defaults, read_defaults, write_preset, write_values
 from ftllm.chat.events import AnyEvent, Failed, Loaded
-from ftllm.chat.options import ChatOptions, ReplyOptions
+from ftllm.chat.options import ChatOptions, ReplyOptions, SamplingOptions
 from ftllm.chat.remote import Target
 from ftllm.chat.settings import BY_NAME, OF_REPLIES, OFF, ON, Setting, Value, Values, reply_options, values_of
 from ftllm.chat.store import list_sessions
@@ -29,7 +29,7 @@ from tui.widgets.sidebar import Sidebar
 if TYPE_CHECKING:
     from tui.models import Entry
 
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "frequency_penalty", "presence_penalty")
+SAMPLING = tuple(field.name for field in fields(SamplingOptions))
 
 
 class ChoosingScreen(TalkScreen):
@@ -271,9 +271,9 @@ class ChoosingScreen(TalkScreen):
 
     def _sample(self, values: Values) -> None:
         """Let the rest of a reply under way be sampled in the new way."""
-        changes = {name: values[name] for name in SAMPLING if values.get(name) is not None}
-        if self.busy and changes:
-            self._talker.set_sampling(**changes)  # type: ignore[arg-type]
+        sampling = SamplingOptions(**{name: values[name] for name in SAMPLING if name in values})  # type: ignore[arg-type]
+        if self.busy and sampling != SamplingOptions():
+            self._talker.set_sampling(sampling)
 
     def _say(self, setting: Setting, value: Value) -> None:
         self.notify(f"{setting.label}: {one_line(setting.show(value), 60)}", timeout=2, markup=False)
