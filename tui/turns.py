@@ -42,6 +42,7 @@ THOUGHT_NOTES = {
     "budget": "budget used up",
     "answer_now": "asked to answer",
     "loop": "went in circles",
+    "interrupted": "interrupted",
 }
 
 REPLY_NOTES = {
@@ -186,9 +187,12 @@ class ReplyTurn(Turn):
         turn.running = False
         message = node.message
         if message.thought:
-            facts = [thought_title(message.thought_seconds) if message.thought_seconds else "Thought"]
-            facts += [counted(message.thought_tokens, "token")] if message.thought_tokens else []
-            turn._parts.append(Thought.finished(message.thought, " - ".join(facts), mode))
+            facts = [
+                thought_title(message.thought_seconds) if message.thought_seconds else "Thought",
+                counted(message.thought_tokens, "token") if message.thought_tokens else "",
+                THOUGHT_NOTES[message.thought_end or "closed"],
+            ]
+            turn._parts.append(Thought.finished(message.thought, " - ".join(filter(None, facts)), mode))
         if message.content:
             turn._parts.append(harmless(message.content))
         if node.error:
@@ -326,7 +330,7 @@ class ReplyTurn(Turn):
     def _end(self, note: Note) -> None:
         self._settle()
         if (thought := self.live_thought) is not None:
-            thought.finish(note="interrupted")
+            thought.finish(note=THOUGHT_NOTES["interrupted"])
         self.running = False
         self._memo.clear()
         if note.text:

@@ -16,6 +16,7 @@ from ftllm.chat.events import (
     TextDelta,
     ThinkDelta,
     ThinkEnd,
+    ThinkEndReason,
     ThinkStart,
     TurnsDropped,
 )
@@ -23,10 +24,16 @@ from ftllm.chat.events import (
 StopReason = DoneReason | Literal["failed", "interrupted"]
 """`failed`: the engine did; `interrupted`: this program ended first."""
 
+ThoughtEnd = ThinkEndReason | Literal["interrupted"]
+"""`interrupted`: the engine or this program ended in the middle of the thought."""
+
 
 @dataclass(frozen=True)
 class ChatMessage:
-    """One turn. `images` are files that the person shows; the fields between are the assistant's only."""
+    """One turn. `images` are files that the person shows; the fields between are the assistant's only.
+
+    `thought_end` says why its last thought ended; None where there was none, or nobody knows any more.
+    """
 
     role: Literal["system", "user", "assistant"]
     content: str
@@ -36,6 +43,7 @@ class ChatMessage:
     answer_tokens: int = 0
     stop_reason: StopReason | None = None
     stats: Stats | None = None
+    thought_end: ThoughtEnd | None = None
     images: tuple[str, ...] = ()
 
 
@@ -49,6 +57,7 @@ class Reply:
     thinking_since: float | None = None  # engine's monotonic seconds, while `thinking`
     thought_seconds: float = 0.0
     thought_tokens: int = 0
+    thought_end: ThoughtEnd | None = None  # of the last thought with anything in it
     stats: Stats | None = None
     loop: LoopSuspected | None = None  # the last one
     dropped: int = 0  # the oldest turns, which the model no longer saw
@@ -67,6 +76,8 @@ class Reply:
                 self.thinking, self.thinking_since = False, None
                 self.thought_seconds += event.seconds
                 self.thought_tokens += event.tokens
+                if self.thoughts[-1].strip():
+                    self.thought_end = event.why
             case TextDelta():
                 self.answer += event.text
             case LoopSuspected():
@@ -79,6 +90,7 @@ class Reply:
                 self.end = event
                 if self.thinking_since is not None:  # the engine died in the middle of a thought
                     self.thought_seconds += max(0.0, self.last_time - self.thinking_since)
+                    self.thought_end = "interrupted"
                 self.thinking, self.thinking_since = False, None
             case _:
                 pass
@@ -104,6 +116,7 @@ class Reply:
             answer_tokens=self.stats.answer_tokens if self.stats else 0,
             stop_reason=reason,
             stats=self.stats,
+            thought_end=self.thought_end,
         )
 
 

@@ -31,7 +31,7 @@ def test_a_reply_is_folded_into_a_message() -> None:
     message = reply.message
     assert (message.thought, message.content) == ("Let me see.", "It is 42.")
     assert (message.thought_seconds, message.thought_tokens, message.answer_tokens) == (7.4, 5, 4)
-    assert message.stop_reason == "stop"
+    assert (message.stop_reason, message.thought_end) == ("stop", "closed")
     assert not reply.thinking
 
 
@@ -40,7 +40,14 @@ def test_a_crash_in_a_thought_keeps_what_was_thought_and_how_long() -> None:
     reply = reply_of(ThinkStart(1.0, 1), ThinkDelta(3.5, 1, "half a tho", 3), failed)
     assert reply.message.thought == "half a tho"
     assert reply.message.thought_seconds == 2.5
-    assert reply.message.stop_reason == "failed"
+    assert (reply.message.stop_reason, reply.message.thought_end) == ("failed", "interrupted")
+
+
+def test_an_empty_thought_has_no_end_to_tell() -> None:
+    ended = (ThinkStart(0, 1), ThinkDelta(0, 1, "hm", 1), ThinkEnd(1, 1, "budget", 1, 3))
+    empty = (ThinkStart(1, 1), ThinkEnd(1, 1, "closed", 0, 2), TextDelta(2, 1, "1"))
+    assert reply_of(*empty).message.thought_end is None
+    assert reply_of(*ended, *empty).message.thought_end == "budget"
 
 
 def test_thoughts_and_empty_replies_do_not_come_back() -> None:

@@ -169,6 +169,12 @@ async def test_a_budget_and_a_loop_while_it_thinks() -> None:
         await stage.settle(pilot)
         assert "repeating itself (x5), Esc stops it" not in stage.drawn()
         assert notes(stage) == ["Stopped: the answer went in circles."]
+        info = stage.screen.conversation.info
+        assert info is not None
+        stage.screen.open_session(info.id)  # and so it is when it is read again
+        await stage.settle(pilot)
+        assert titles(stage) == ["▸ Thought for 2.00 seconds - 80 tokens - budget used up"]
+        assert notes(stage) == ["Stopped: the answer went in circles."]
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,9 @@ MIGRATIONS = (
     """
     ALTER TABLE messages ADD COLUMN images TEXT NOT NULL DEFAULT '[]';  -- JSON: files under `images`, see images.py
     """,
+    """
+    ALTER TABLE messages ADD COLUMN thought_end TEXT;  -- why the last thought ended; NULL: not known
+    """,
 )
 
 

@@ -141,8 +141,8 @@ def add_message(
     with store.writing() as db:
         cursor = db.execute(
             "INSERT INTO messages(session_id, parent_id, role, content, thought, thought_seconds, thought_tokens,"
-            " answer_tokens, stop_reason, error, stats, model, model_hash, options, created, images)"
-            " VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " answer_tokens, stop_reason, thought_end, error, stats, model, model_hash, options, created, images)"
+            " VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 session,
                 after,
@@ -184,7 +184,7 @@ def update_message(store: Store, node: int, message: ChatMessage, error: str = "
     with store.writing() as db:
         db.execute(
             "UPDATE messages SET content = ?, thought = ?, thought_seconds = ?, thought_tokens = ?, answer_tokens = ?,"
-            " stop_reason = ?, error = ?, stats = ? WHERE id = ?",
+            " stop_reason = ?, thought_end = ?, error = ?, stats = ? WHERE id = ?",
             (*_values(message), error, _stats_to_json(message.stats), node),
         )
         db.execute(
@@ -253,6 +253,7 @@ def _values(message: ChatMessage) -> tuple[object, ...]:
         message.thought_tokens,
         message.answer_tokens,
         message.stop_reason,
+        message.thought_end,
     )
 
 
@@ -280,6 +281,7 @@ def _node(row: dict[str, Any], images: Path | None) -> Node:
             answer_tokens=row["answer_tokens"],
             stop_reason=row["stop_reason"],
             stats=stats_from(row["stats"]),
+            thought_end=row["thought_end"],
         ),
         author=Author(
             row["model"],

@@ -22,8 +22,8 @@ class Recorder:
     """Folds a reply's events in, and writes what it has come to every half second and at its end.
 
     Until the end is written, the message in the store has the stop reason `interrupted`, which is what it stays if
-    the process is killed. Writing between is done by a thread of its own: `feed` never waits for the disk but at
-    the end.
+    the process is killed, and a thought under way has that end. Writing between is done by a thread of its own:
+    `feed` never waits for the disk but at the end.
 
     Attributes:
         node: the message's number.
@@ -39,6 +39,7 @@ class Recorder:
             answer=old.content,
             thought_seconds=old.thought_seconds,
             thought_tokens=old.thought_tokens,
+            thought_end=old.thought_end,
         )
         self._store = store
         self._before = old
@@ -77,6 +78,7 @@ class Recorder:
             message,
             answer_tokens=self._before.answer_tokens + message.answer_tokens,
             stop_reason=message.stop_reason or "interrupted",
+            thought_end="interrupted" if self.reply.thinking else message.thought_end,
         )
 
     def _write(self) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ftllm.chat.options import ReplyOptions
-from ftllm.chat.session import ChatMessage, StopReason, thought_title
+from ftllm.chat.session import ChatMessage, StopReason, ThoughtEnd, thought_title
 from ftllm.chat.store.database import Store
 from ftllm.chat.store.images import keep_bytes
 from ftllm.chat.store.messages import Author, Node, add_message, all_nodes, show_node, shown, stats_from
@@ -216,6 +216,7 @@ def _node_to_json(node: Node, numbers: Mapping[int, int]) -> dict[str, Any]:
             "thought_tokens": message.thought_tokens,
             "answer_tokens": message.answer_tokens,
             "stop_reason": message.stop_reason,
+            "thought_end": message.thought_end,
             "error": node.error,
             "stats": None if message.stats is None else asdict(message.stats),
             "model": author.model,
@@ -228,9 +229,11 @@ def _node_to_json(node: Node, numbers: Mapping[int, int]) -> dict[str, Any]:
 def _message_from_json(value: Mapping[str, Any], store: Store) -> ChatMessage:
     if value["role"] not in NAMES:
         raise ValueError(f"the role {value['role']!r}")
-    reason = value.get("stop_reason")
+    reason, end = value.get("stop_reason"), value.get("thought_end")
     if reason is not None and reason not in STOP_REASONS:
         raise ValueError(f"the stop reason {reason!r}")
+    if end is not None and end not in THOUGHT_ENDS:
+        raise ValueError(f"the end of a thought {end!r}")
     stats = value.get("stats")
     return ChatMessage(
         role=value["role"],
@@ -245,6 +248,7 @@ def _message_from_json(value: Mapping[str, Any], store: Store) -> ChatMessage:
         answer_tokens=int(value.get("answer_tokens") or 0),
         stop_reason=reason,
         stats=None if stats is None else stats_from(json.dumps(stats)),
+        thought_end=end,
     )
 
 
@@ -281,9 +285,9 @@ def _ending(node: Node) -> str:
     return f"failed: {node.error}" if node.error else str(node.message.stop_reason)
 
 
-def _reasons() -> frozenset[str]:
-    """The stop reasons there are, out of the nested `Literal`s of `StopReason`."""
-    return frozenset(reason for part in get_args(StopReason) for reason in get_args(part) or (part,))
+def _reasons(kind: Any) -> frozenset[str]:
+    """The reasons there are, out of the nested `Literal`s of a union."""
+    return frozenset(reason for part in get_args(kind) for reason in get_args(part) or (part,))
 
 
-STOP_REASONS = _reasons()
+STOP_REASONS, THOUGHT_ENDS = _reasons(StopReason), _reasons(ThoughtEnd)

@@ -78,7 +78,7 @@ def test_a_reply_is_written_at_its_end_with_all_that_is_known(store: Store) -> N
     ):
         recorder.feed(event)
     node = chats.get_node(store, recorder.node)
-    assert node.message == ChatMessage("assistant", "42", "Hm.", 7.4, 3, 4, "stop", STATS)
+    assert node.message == ChatMessage("assistant", "42", "Hm.", 7.4, 3, 4, "stop", STATS, "closed")
     assert node.message == recorder.message
     assert (node.author.model, node.author.model_hash, node.error) == ("m.gguf", "abc", "")
 
@@ -94,7 +94,7 @@ def test_a_failed_reply_keeps_what_came_and_says_why(store: Store) -> None:
 
 def test_a_continued_reply_grows(store: Store) -> None:
     recorder = begin(store)
-    for event in (ThinkStart(0, 1), ThinkDelta(0, 1, "Hm.", 1), ThinkEnd(2, 1, "closed", 2.0, 3)):
+    for event in (ThinkStart(0, 1), ThinkDelta(0, 1, "Hm.", 1), ThinkEnd(2, 1, "budget", 2.0, 3)):
         recorder.feed(event)
     for event in (TextDelta(2, 1, "one, "), STATS, Done(3, 1, "length")):
         recorder.feed(event)
@@ -105,6 +105,7 @@ def test_a_continued_reply_grows(store: Store) -> None:
     message = chats.get_node(store, recorder.node).message
     assert (message.content, message.thought, message.stop_reason) == ("one, two", "Hm.", "stop")
     assert (message.thought_seconds, message.thought_tokens, message.answer_tokens) == (2.0, 3, 8)
+    assert message.thought_end == "budget"
     assert chats.get_session(store, 1).messages == 2
 
 
@@ -121,9 +122,16 @@ def test_what_came_is_written_between_by_itself_even_when_nothing_more_comes(sto
 
 def test_leaving_in_the_middle_writes_what_there_is(store: Store) -> None:
     recorder = begin(store)
-    recorder.feed(TextDelta(1.0, 1, "so far"))
+    recorder.feed(ThinkStart(1.0, 1))
+    recorder.feed(ThinkDelta(1.1, 1, "Hm.", 1))
     recorder.finish()
-    assert chats.get_node(store, recorder.node).message.content == "so far"
+    message = chats.get_node(store, recorder.node).message
+    assert (message.thought, message.stop_reason, message.thought_end) == ("Hm.", "interrupted", "interrupted")
+    for event in (ThinkEnd(2.0, 1, "answer_now", 1.0, 3), TextDelta(2.0, 1, "so far")):
+        recorder.feed(event)
+    recorder.finish()
+    message = chats.get_node(store, recorder.node).message
+    assert (message.content, message.stop_reason, message.thought_end) == ("so far", "interrupted", "answer_now")
 
 
 def test_killed_in_the_middle_of_a_reply_at_most_a_second_is_lost(tmp_path: Path) -> None:

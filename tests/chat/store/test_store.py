@@ -17,7 +17,9 @@ from ftllm.chat.session import ChatMessage, context_of
 from ftllm.chat.store import Author, Node, Store, database
 from ftllm.errors import UserError
 
-HELLO = ChatMessage("assistant", "Hello!", thought="A greeting.", thought_seconds=1.5, thought_tokens=4)
+HELLO = ChatMessage(
+    "assistant", "Hello!", thought="A greeting.", thought_seconds=1.5, thought_tokens=4, thought_end="budget"
+)
 
 
 @pytest.fixture
@@ -244,7 +246,10 @@ def test_an_older_versions_file_is_brought_up_to_date(tmp_path: Path) -> None:
     with chats.open_store(path) as store:
         (info,) = chats.list_sessions(store)
         assert (info.title, info.options, info.load) == ("old", ReplyOptions(top_k=3), LoadSettings())
-        assert texts(store, info.id) == ["hello"]
+        (node,) = chats.shown(store, info.id)
+        assert (node.message.content, node.message.thought_end) == ("hello", None)
+        reply = chats.add_message(store, info.id, HELLO, after=node.id)
+        assert chats.get_node(store, reply.id).message == HELLO
         chats.change_session(store, info.id, load=LoadSettings(adapters=(("a.gguf", 0.5),)))
         assert chats.get_session(store, info.id).load.adapters == (("a.gguf", 0.5),)
     chats.open_store(path).close()

@@ -31,7 +31,7 @@ def session(store: Store) -> int:
     info = chats.create_session(store, system="Be brief.", model="nano.gguf", options=ReplyOptions(top_k=3))
     asked = chats.add_user(store, info.id, "What is 6 * 7?", after=None)
     author = Author("models/nano.gguf", "abc", ReplyOptions(seed=1))
-    reply = ChatMessage("assistant", "`42`", "6 * 7\n= 42", 7.4, 7, 4, "stop", STATS)
+    reply = ChatMessage("assistant", "`42`", "6 * 7\n= 42", 7.4, 7, 4, "stop", STATS, "budget")
     first = chats.add_message(store, info.id, reply, after=asked.id, author=author)
     failed = ChatMessage("assistant", "4", stop_reason="failed")
     chats.add_message(store, info.id, failed, after=asked.id, author=author, error="the engine was ended by SIGKILL")
@@ -134,6 +134,7 @@ def whole(store: Store, session: int) -> dict[str, Any]:
         ({"messages": [{"role": "user", "content": ["x"]}]}, "content is not text"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "not a whole session"),
         ({"messages": [{"role": "assistant", "content": "x", "stop_reason": "bored"}]}, "bored"),
+        ({"messages": [{"role": "assistant", "content": "x", "thought_end": "tired"}]}, "tired"),
         ({"messages": 3}, "not a whole session"),
         ({"title": 3}, "title is not text"),
         ({"system": {"a": 1}}, "system"),
