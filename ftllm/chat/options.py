@@ -142,3 +142,39 @@ def gpu_layers_of(given: str) -> int | Literal["auto"]:
     if given.isdecimal():
         return int(given)
     raise UserError(f"--gpu-layers {given}: not a number", "give a number of layers, or auto")
+
+
+def adapters_of(given: Sequence[str]) -> tuple[tuple[str, float], ...]:
+    """What each `--lora FILE.gguf[=SCALE]` says: absolute paths, and their scales.
+
+    Raises:
+        UserError: the scale is not a number.
+    """
+    adapters = []
+    for text in given:
+        path, scale = text, 1.0
+        if not Path(text).exists() and "=" in text:
+            path, _, number = text.rpartition("=")
+            try:
+                scale = float(number)
+            except ValueError:
+                raise UserError(
+                    f"--lora {text}: {number!r} is no scale", "give a number; 1 is the adapter as it is"
+                ) from None
+        adapters.append((str(Path(path).expanduser().resolve()), scale))
+    return tuple(adapters)
+
+
+def system_of(given: str | None) -> str | None:
+    """What `--system` says: the prompt, read from its file for `@FILE`.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    if given is None or not given.startswith("@"):
+        return given
+    path = Path(given[1:])
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"the system prompt {path} cannot be read: {error}", "give a UTF-8 text file") from None
