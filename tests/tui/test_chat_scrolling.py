@@ -5,7 +5,8 @@ from __future__ import annotations
 from textual import events
 from tui_stage import Stage
 
-from tui.widgets.transcript import EndMarker, Transcript
+from tui.widgets.marker import EndMarker
+from tui.widgets.transcript import Transcript
 
 
 async def test_scrolling_away_holds_and_coming_back_follows() -> None:

@@ -20,7 +20,8 @@ from tui.screens.sessions import SessionsScreen
 from tui.text import counted, file_name, without_controls
 from tui.turns import ReplyTurn, Turn, UserTurn
 from tui.widgets.composer import Composer
-from tui.widgets.transcript import Clicked, EndMarker, Left, Transcript
+from tui.widgets.marker import EndMarker
+from tui.widgets.transcript import Clicked, Left, Transcript
 
 UNDER_WAY = "A reply is under way: Esc stops it"
 

@@ -33,8 +33,9 @@ from tui.turns import Remark, ReplyTurn, Turn, UserTurn, failure_text
 from tui.widgets.completions import Completion, Completions
 from tui.widgets.composer import Composer
 from tui.widgets.keybar import KeyBar
+from tui.widgets.marker import EndMarker, View
 from tui.widgets.status import StatusLine
-from tui.widgets.transcript import EndMarker, Moved, Transcript, View
+from tui.widgets.transcript import Moved, Transcript
 
 CLOCK_SECONDS = 0.1
 """How often the clock of a thought moves when nothing else does."""

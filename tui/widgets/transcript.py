@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from math import ceil
 from typing import Any, ClassVar
 
-from rich.cells import cell_len
-from rich.segment import Segment
 from textual import events
 from textual.binding import Binding, BindingType
-from textual.containers import Container
 from textual.geometry import Region, Size
 from textual.message import Message
 from textual.scroll_view import ScrollView
-from textual.scrollbar import ScrollBar
 from textual.selection import Selection
 from textual.strip import Strip
 from textual.widget import Widget
-from textual.widgets import Static
 
-from tui.look import GUTTER, NAMES, Look, Page
+from tui.lines import KEPT_LINES, Lines
+from tui.look import NAMES, Look, Page
+from tui.marks import highlighted, marked, welcome_line
 from tui.tools import tools_line
 from tui.turns import Turn
-
-KEPT_LINES = 4000
-"""Lines of drawn turns that are kept; the others are drawn again when they come into view."""
-
-BAR_STEPS = 8
-"""Heights of a cell that the scrollbar's ends are drawn with."""
+from tui.widgets.bar import BarKeeper
 
 
 class Moved(Message):
@@ -61,7 +49,6 @@ class Transcript(ScrollView, can_focus=True):
     How high a turn is that was never seen is estimated; when it is drawn, the view holds the lines it shows.
 
     Attributes:
-        turns: what there is, to be changed by the methods only.
         selected: the turn that keys act on while the transcript has the focus.
     """
 
@@ -91,22 +78,23 @@ class Transcript(ScrollView, can_focus=True):
 
     def __init__(self, empty: str) -> None:
         super().__init__()
-        self.turns: list[Turn] = []
         self.selected: Turn | None = None
         self._hovered: Turn | None = None
         self._empty = empty
-        self._page: Page | None = None
-        self._heights: list[int] = []
-        self._tops: list[int] = [0]  # of each turn, and the end
-        self._drawn: OrderedDict[Turn, list[Strip]] = OrderedDict()
+        self._lines = Lines()
         self._following = True
         self._own_scroll = False
         self._told_at_end: bool | None = None
         self._placed: dict[int, tuple[Strip, Strip]] = {}  # by line: as drawn, and marked with its place
-        self._bar_look = (0, 0, 0)  # what decides how the scrollbar looks
+        self._bar = BarKeeper()
         self._place: tuple[Turn, int] | None = None  # what to show at the top once the size is known
 
     # What is shown
+
+    @property
+    def turns(self) -> list[Turn]:
+        """What there is, to be changed by the methods only."""
+        return self._lines.turns
 
     def show(self, turns: Sequence[Turn], place: tuple[int, int] | None = None) -> None:
         """Show these turns instead.
@@ -114,13 +102,12 @@ class Transcript(ScrollView, can_focus=True):
         Args:
             place: the index of the turn at the top of the view and how many of its lines are above it; None: the end.
         """
-        self.turns = list(turns)
+        self._lines.put(turns, anew=True)
         self.selected = None
-        self._drawn.clear()
         known = place is not None and 0 <= place[0] < len(self.turns)
         self._following = not known
         self._place = (self.turns[place[0]], place[1]) if known and place is not None else None
-        self._measure()
+        self._go_to_place()
 
     def greet(self, model: str) -> None:
         """Name the model while there is no message."""
@@ -129,8 +116,7 @@ class Transcript(ScrollView, can_focus=True):
 
     def add(self, *turns: Turn) -> None:
         """Put turns at the end."""
-        self.turns += turns
-        self._heights += [self._height(turn) for turn in turns]
+        self._lines.add(turns)
         self._arrange()
         self.refresh()
 
@@ -141,30 +127,25 @@ class Transcript(ScrollView, can_focus=True):
             self._place = turns[min(self.turns.index(top[0]), len(turns) - 1)], top[1]
         if self.selected in self.turns:
             self.selected = turns[min(self.turns.index(self.selected), len(turns) - 1)] if turns else None
-        self.turns = list(turns)
-        for gone in self._drawn.keys() - set(turns):
-            del self._drawn[gone]
-        self._measure()
+        self._lines.put(turns)
+        self._go_to_place()
 
     def redraw(self, turn: Turn, *, hold: bool = False) -> None:
         """The turn has changed; with `hold`, the first line in view stays even where the end was followed."""
-        self._drawn.pop(turn, None)
-        if self._page is None or turn not in self.turns:
+        if not self._lines.redraw(turn):
             return
-        index = len(self.turns) - 1 if turn is self.turns[-1] else self.turns.index(turn)
-        self._heights[index] = len(self._lines(turn))
         self._following &= not hold
         self._arrange()
         if hold:
             self._following = self.at_end
-        if self._tops[index] < self.scroll_offset.y + self.size.height:
+        if self._lines.span(turn)[0] < self.scroll_offset.y + self.size.height:
             self.refresh()
 
     def redraw_all(self) -> None:
         """Every turn may have changed; the first line in view stays."""
         self._place = self._at_top()
-        self._drawn.clear()
-        self._measure()
+        self._lines.put(self.turns, anew=True)
+        self._go_to_place()
 
     # Where it is
 
@@ -186,9 +167,8 @@ class Transcript(ScrollView, can_focus=True):
 
     def show_turn(self, turn: Turn) -> None:
         """Bring a turn into view, or as much of it as fits."""
-        index = self.turns.index(turn)
-        self._know_from(self._tops[index])
-        top, bottom, view = self._tops[index], self._tops[index + 1], self.scroll_offset.y
+        self._lines.look_at(self._lines.span(turn)[0], self.size.height)
+        (top, bottom), view = self._lines.span(turn), self.scroll_offset.y
         if top < view or (bottom > view + self.size.height and top > view + 1):
             self._following = False
             self._resize()
@@ -239,9 +219,9 @@ class Transcript(ScrollView, can_focus=True):
         tenth: it keeps what it has made of them, their escape codes too.
         """
         strips = [self.render_line(y) for y in crop.line_range]
-        start, end = crop.column_span
-        if not self.show_vertical_scrollbar and self._page is not None:  # nothing else draws on its place
-            strips = [strip.adjust_cell_length(end, self._page.look.base.background_style) for strip in strips]
+        (start, end), page = crop.column_span, self._lines.page
+        if not self.show_vertical_scrollbar and page is not None:  # nothing else draws on its place
+            strips = [strip.adjust_cell_length(end, page.look.base.background_style) for strip in strips]
         background = self.background_colors[1]
         for line_filter in self.get_line_filters():
             strips = [strip.apply_filter(line_filter, background) for strip in strips]
@@ -258,96 +238,50 @@ class Transcript(ScrollView, can_focus=True):
         return known[1]
 
     def _line(self, y: int) -> Strip:
-        if self._page is None:
+        page, line = self._lines.page, self.scroll_offset.y + y
+        if page is None:
             return Strip.blank(self.size.width, self.rich_style)
-        line = self.scroll_offset.y + y
-        if not self.turns:
-            return self._welcome(y, self._page)
-        if line >= self._tops[-1]:
-            return self._page.blank
-        index = self._index(line)
-        turn = self.turns[index]
-        lines, inside = self._lines(turn), line - self._tops[index]
-        strip = lines[inside] if inside < len(lines) else self._page.blank
+        if (found := self._lines.at(line)) is None:
+            return welcome_line(y, self._empty, page)
+        if line >= self._lines.height:
+            return page.blank
+        turn, inside = found
+        lines = self._lines.of(turn)
+        strip = lines[inside] if inside < len(lines) else page.blank
         selected = turn is self.selected and self.has_focus
         if selected and inside < len(lines) - 1:
-            strip = self._marked(strip, self._page)
+            strip = marked(strip, page)
         elif inside == len(lines) - 1 and turn.node is not None and (selected or turn is self._hovered):
             last = next(turn for turn in reversed(self.turns) if turn.node is not None)
-            strip = tools_line(turn.tools(last=turn is last), self._page, keys=selected)
+            strip = tools_line(turn.tools(last=turn is last), page, keys=selected)
         if (selection := self.text_selection) is not None and (span := selection.get_span(line)) is not None:
-            strip = self._highlighted(strip, span)
+            strip = highlighted(strip, span, self.screen.get_component_rich_style("screen--selection"))
         return strip
 
-    def _welcome(self, y: int, page: Page) -> Strip:
-        lines = [("ftllm", page.look["heading"]), (self._empty, page.look["muted"]), ("", page.look["muted"])]
-        lines.append(("Ask it something.", page.look["muted"]))
-        if not 3 <= y < 3 + len(lines):
-            return page.blank
-        text, style = lines[y - 3]
-        left = max((page.total - cell_len(text)) // 2, 0)
-        strip = Strip([Segment(" " * left), Segment(text, style)])
-        return strip.apply_style(page.look.base).adjust_cell_length(page.total, page.look.base)
+    # Moving
 
-    def _marked(self, strip: Strip, page: Page) -> Strip:
-        start = page.left - GUTTER
-        mark = Strip([Segment("┃", page.look["selected"] + page.look.base.background_style)])
-        return Strip.join([strip.crop(0, start), mark, strip.crop(start + 1)])
-
-    def _highlighted(self, strip: Strip, span: tuple[int, int]) -> Strip:
-        text = strip.text
-        start = cell_len(text[: span[0]])
-        end = strip.cell_length if span[1] == -1 else cell_len(text[: span[1]])
-        style = self.screen.get_component_rich_style("screen--selection")
-        parts = [strip.crop(0, start), strip.crop(start, end).apply_style(style), strip.crop(end)]
-        return Strip.join([part for part in parts if part.cell_length])
-
-    def _lines(self, turn: Turn) -> list[Strip]:
-        """The turn as drawn."""
-        assert self._page is not None
-        if (lines := self._drawn.get(turn)) is None:
-            lines = self._drawn[turn] = turn.draw(self._page)
-            kept = sum(map(len, self._drawn.values()))
-            while kept > KEPT_LINES and len(self._drawn) > 1:
-                kept -= len(self._drawn.popitem(last=False)[1])
-        else:
-            self._drawn.move_to_end(turn)
-        return lines
-
-    # Measuring
-
-    def _height(self, turn: Turn) -> int:
-        return turn.estimate(self._page) if self._page is not None else 1
-
-    def _measure(self) -> None:
-        """Estimate anew how high everything is, and show the place that is to be shown."""
-        self._heights = [self._height(turn) for turn in self.turns]
-        self._tops = [0, *accumulate(self._heights)]
-        if self._page is not None and self._place is not None:
+    def _go_to_place(self) -> None:
+        """Show the place that is to be shown, where there is one, after everything may have changed."""
+        if self._lines.page is not None and self._place is not None:
             (turn, above), self._place = self._place, None
-            index = self.turns.index(turn)
-            self._know_from(self._tops[index])
+            self._lines.look_at(self._lines.span(turn)[0], self.size.height)
+            top, bottom = self._lines.span(turn)
             self._resize()
-            self._scroll(self._tops[index] + min(above, max(self._heights[index] - 1, 0)))
+            self._scroll(top + min(above, max(bottom - top - 1, 0)))
         self._arrange()
         self.refresh()
 
     def _arrange(self) -> None:
         """Draw what is in view, take its height, and hold the end or the first line in view."""
-        if self._page is None:
+        if self._lines.page is None:
             return
         if self._following:
-            height, index = 0, len(self.turns)
-            while index and height < self.size.height:
-                index -= 1
-                self._know(index)
-                height += self._heights[index]
-            self._tops = [0, *accumulate(self._heights)]
+            self._lines.look_at_end(self.size.height)
             self._resize()
-            self._scroll(self._tops[-1] - self.size.height)
+            self._scroll(self._lines.height - self.size.height)
         else:
             view = self.scroll_offset.y
-            moved = self._know_from(view)
+            moved = self._lines.look_at(view, self.size.height)
             self._resize()
             if moved:
                 self._scroll(view + moved)
@@ -355,58 +289,26 @@ class Transcript(ScrollView, can_focus=True):
             self._told_at_end = self.at_end
             self.post_message(Moved())
 
-    def _know_from(self, view: int) -> int:
-        """Draw the turns of a view from that line on; by how much more the lines above it are than they were."""
-        first = self._index(view)
-        before, top = (self._heights[first], self._tops[first]) if self.turns else (0, 0)
-        height, index = top - view, first
-        while index < len(self.turns) and height < self.size.height:
-            self._know(index)
-            height += self._heights[index]
-            index += 1
-        self._tops = [0, *accumulate(self._heights)]
-        return self._heights[first] - before if self.turns and top < view else 0
-
-    def _know(self, index: int) -> None:
-        self._heights[index] = len(self._lines(self.turns[index]))
-
-    def _index(self, line: int) -> int:
-        """The turn that a line is in, the last one for lines below."""
-        return max(min(bisect_right(self._tops, line), len(self.turns)) - 1, 0)
-
     def _at_top(self) -> tuple[Turn, int] | None:
         """The turn at the top of the view, and how many of its lines are above."""
-        if not self.turns:
-            return None
-        index = self._index(self.scroll_offset.y)
-        return self.turns[index], self.scroll_offset.y - self._tops[index]
+        return self._lines.at(self.scroll_offset.y)
 
     def _resize(self) -> None:
         """Be as high as the turns are. Only where the scrollbar comes or goes is the whole screen laid out again."""
-        size = Size(self.scrollable_content_region.width, self._tops[-1])
+        size = Size(self.scrollable_content_region.width, self._lines.height)
         if self.virtual_size == size:
             return
         if self.virtual_size.width != size.width or self.show_vertical_scrollbar != (size.height > self.size.height):
             self.virtual_size = size
             return
         self.set_reactive(Widget.virtual_size, size)
-        self._show_place()
+        self._show_bar()
 
-    def _show_place(self) -> None:
-        """Draw the scrollbar again, if it would look otherwise: each of its cells is a widget's line to Textual."""
-        if not self.show_vertical_scrollbar:
-            return
-        bar, height, window = self.vertical_scrollbar, max(self.virtual_size.height, 1), self.size.height
-        thumb = max(window * window / height, 1)
-        start = int(BAR_STEPS * (window - thumb) * self.scroll_y / max(height - window, 1))
-        look = (window, start, ceil(BAR_STEPS * thumb))
-        if self.turns and self.turns[-1].running:  # it would look otherwise at each line
-            look = (window, start // BAR_STEPS, 0)
-        if look != self._bar_look:
-            self._bar_look = look
-            bar.refresh()
-        bar.set_reactive(ScrollBar.window_virtual_size, height)
-        bar.set_reactive(ScrollBar.position, self.scroll_y)
+    def _show_bar(self) -> None:
+        if self.show_vertical_scrollbar:
+            growing = bool(self.turns) and self.turns[-1].running
+            height, window = self.virtual_size.height, self.size.height
+            self._bar.show(self.vertical_scrollbar, self.scroll_y, window, height, growing=growing)
 
     def _scroll(self, y: float) -> None:
         self._own_scroll = True
@@ -424,26 +326,26 @@ class Transcript(ScrollView, can_focus=True):
     def notify_style_update(self) -> None:
         """The theme has changed."""
         super().notify_style_update()
-        if self._page is not None:
-            self._page = Page(-1, self._page.look)
+        if (page := self._lines.page) is not None:
+            self._lines.page = Page(-1, page.look)
             self.call_after_refresh(self._take_page)
 
     def _take_page(self) -> None:
         width = self.scrollable_content_region.width
         if width <= 0:
             return
-        if self._page is not None and self._page.total == width:
+        page = self._lines.page
+        if page is not None and page.total == width:
             self._arrange()
             return
-        if self._page is not None and not self._following and self._place is None:
+        if page is not None and not self._following and self._place is None:
             self._place = self._at_top()
-        self._page = Page(width, Look.of(self))
-        self._drawn.clear()
-        self._measure()
+        self._lines.take(Page(width, Look.of(self)))
+        self._go_to_place()
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
         """Whoever scrolls away is left there; whoever comes to the end follows it."""
-        self._show_place()
+        self._show_bar()
         if round(old_value) == round(new_value):
             return
         self.refresh()
@@ -453,21 +355,20 @@ class Transcript(ScrollView, can_focus=True):
 
     def on_click(self, event: events.Click) -> None:
         """What was clicked is for the screen to act on."""
-        if not self.turns:
+        if (found := self._lines.at(self.scroll_offset.y + event.y)) is None:
             return
         targets = {**event.style.meta, **({"link": event.style.link} if event.style.link else {})}
         for what in ("thought", "branch", "code", "save", "do", "link"):
             if what in targets:
                 event.stop()
-                turn = self.turns[self._index(self.scroll_offset.y + event.y)]
-                self.post_message(Clicked(turn, what, targets[what]))
+                self.post_message(Clicked(found[0], what, targets[what]))
                 return
 
     def on_mouse_move(self, event: events.MouseMove) -> None:
         """The message under the mouse offers its tools, unless another is selected."""
         line = self.scroll_offset.y + event.y
-        inside = bool(self.turns) and not self.has_focus and line < self._tops[-1]
-        self._hover(self.turns[self._index(line)] if inside else None)
+        found = self._lines.at(line) if not self.has_focus and line < self._lines.height else None
+        self._hover(found[0] if found else None)
 
     def on_leave(self) -> None:
         """The mouse has gone."""
@@ -482,46 +383,13 @@ class Transcript(ScrollView, can_focus=True):
 
     def get_selection(self, selection: Selection) -> tuple[str, str] | None:
         """The text of a selection, without the margin."""
-        if self._page is None or not self.turns:
+        if self._lines.page is None or not self.turns:
             return None
-        left = self._page.left
         start = selection.start.transpose if selection.start is not None else (0, 0)
-        end = selection.end.transpose if selection.end is not None else (self._tops[-1] - 1, 10**6)
-        texts = []
-        for y in range(start[0], min(end[0], self._tops[-1] - 1) + 1):
-            text = self._text(y)
-            first, last = (start[1] if y == start[0] else 0), (end[1] if y == end[0] else len(text))
-            texts.append(text[max(first, left) : last].rstrip())
-        return "\n".join(texts), "\n"
+        end = selection.end.transpose if selection.end is not None else None
+        return self._lines.text(start, end), "\n"
 
     def selection_updated(self, selection: Selection | None) -> None:
         """Show it."""
         del selection
         self.refresh()
-
-    def _text(self, line: int) -> str:
-        index = self._index(line)
-        lines = self._lines(self.turns[index])
-        inside = line - self._tops[index]
-        return lines[inside].text if inside < len(lines) else ""
-
-
-class View(Container):
-    """Where the transcript is, with the marker above it. Nothing of its own is seen."""
-
-    BLANK = True
-
-
-class EndMarker(Static):
-    """Leads back to the end of the transcript."""
-
-    class Pressed(Message):
-        """The person wants to go to the end."""
-
-    def __init__(self) -> None:
-        super().__init__("↓ more below (Ctrl+End)", markup=False)
-
-    def on_click(self, event: events.Click) -> None:
-        """Go there."""
-        event.stop()
-        self.post_message(self.Pressed())
