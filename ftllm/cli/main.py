@@ -152,7 +152,7 @@ def usage_error(error: typer.TyperException) -> UserError:
     """A command line that typer refused, with the help to ask for."""
     context: Any = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "ftllm"
-    message = error.format_message().strip().rstrip(".")
+    message = error.format_message().strip().rstrip(".").replace(": Value error, ", ": ")
     return UserError(message[:1].lower() + message[1:], f"see `{command} --help`")
 
 

@@ -135,6 +135,8 @@ def show(name: str, runs: Path, reporter: Reporter) -> None:
         return
     if not path.exists() and (reference := parse_reference(name)):
         path = cached(reference).path
+    if not path.exists():
+        raise UserError(f"there is no model or run {name}", "give a GGUF file or a run; `ftllm models` lists them")
     facts = describe(path)
     if reporter.json_lines:
         print(json.dumps(facts, ensure_ascii=False))
