@@ -21,7 +21,10 @@ def export(
     ] = None,
     quant: Annotated[
         list[str] | None,
-        typer.Option(metavar="TYPE[,TYPE]...", help="File types, such as Q4_K_M,Q8_0; may repeat. Default: Q4_K_M."),
+        typer.Option(
+            metavar="TYPE[,TYPE]...",
+            help="File types, such as Q4_K_M,Q8_0 or i1-IQ2_M, or the groups all and i1; may repeat. Default: Q4_K_M.",
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where the files go: the run's gguf/, else ./gguf.")
@@ -115,7 +118,7 @@ def export(
 
         require_access(PushRequest(push, offline=offline), reporter)
     result = extras.export_adapter(request, reporter) if adapter_only else pipeline.export(request, reporter)
-    if mmproj and not dry_run:
+    if mmproj:
         result = extras.export_projector(request, result, reporter)
     if dry_run and not json_output and not adapter_only:
         print_plan(result)
@@ -214,6 +217,8 @@ def print_plan(result: ExportResult) -> None:
         table.add_row(
             planned["label"], f"{planned['bits_per_weight']:.2f}", human(planned["bytes"]), escape(types), escape(name)
         )
+    for file in paths:  # the vision part
+        table.add_row(file.type, "", human(file.bytes), "the vision part", escape(str(file.path)))
     console.print(table)
     free = "unknown" if room.memory_free is None else human(room.memory_free)
     console.print(f"disk    {human(room.disk)} needed, {human(room.disk_free)} free")

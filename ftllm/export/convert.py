@@ -23,7 +23,7 @@ from safetensors import safe_open
 
 from ftllm.errors import UserError
 from ftllm.export.lean import without_compiler
-from ftllm.export.lora import Adapter, Pair
+from ftllm.export.lora import ELSEWHERE, Adapter, Pair
 from ftllm.export.rows import Rows, as_float32, by_rows, changed, leaf, rows_of
 
 
@@ -132,13 +132,14 @@ def _merging(model_class: Any, adapter: Adapter | None, directory: Path, merged:
         indexed = model_class.index_tensors(self, remote_hf_model_id=remote_hf_model_id)
         tensors: dict[str, Callable[[], Any]] = {name: _leaf(make) for name, make in indexed.items()}
         if adapter is not None:
-            weights = safe_open(adapter.weights, framework="pt")
+            weights: Any = safe_open(adapter.weights, framework="pt")
             for pair in adapter.pairs:
                 name = _tensor_of(pair, model_class, tensors, directory)
+                _require_finite(pair, weights, adapter.weights)
                 tensors[name] = _changed(tensors[name], pair, weights, adapter.transposed, directory, name)
                 merged[name] = pair.module
-                if pair.module in adapter.copies:
-                    _require_same(pair.module, weights, adapter.copies[pair.module], indexed[name](), directory)
+            for module, copy in adapter.copies.items():
+                _require_same(module, weights.get_tensor(copy), _original(module, model_class, indexed), directory)
         return tensors
 
     own = {"model_arch": model_class.model_arch, "index_tensors": index_tensors}
@@ -171,13 +172,29 @@ def _tensor_of(pair: Pair, model_class: Any, tensors: dict[str, Callable[[], Any
     return str(renamed[0])
 
 
-def _require_same(module: str, weights: Any, name: str, base: Any, directory: Path) -> None:
+def _require_finite(pair: Pair, weights: Any, path: Path) -> None:
+    for name in (pair.a, pair.b):
+        if not torch.isfinite(weights.get_tensor(name)).all():
+            raise UserError(f"{path}: {name} holds NaN or infinite values", "training diverged; train it again")
+
+
+def _original(module: str, model_class: Any, indexed: dict[str, Callable[[], Any]]) -> torch.Tensor | None:
+    """The base's own weights of a layer; an output layer it does not have shares its embedding's."""
+    renamed = model_class.filter_tensors((module + ".weight", lambda: None))
+    name = renamed[0] if renamed is not None else None
+    if name not in indexed and module.rpartition(".")[2] == "lm_head":
+        name = next((known for known in indexed if known.endswith("embed_tokens.weight")), None)
+    return LazyTorchTensor.to_eager(indexed[name]()) if name in indexed else None
+
+
+def _require_same(module: str, copy: torch.Tensor, weight: torch.Tensor | None, directory: Path) -> None:
     """Refuse a whole layer in an adapter that is not the base's: it was resized, or trained itself."""
-    copy, weight = weights.get_tensor(name), LazyTorchTensor.to_eager(base)
-    if copy.shape != weight.shape or not torch.equal(copy.float(), weight.float()):
+    if weight is None or copy.shape != weight.shape or not torch.equal(copy.float(), weight.float()):
+        kind = "resized or trained whole (modules_to_save, save_embedding_layers)"
         raise UserError(
-            f"the adapter holds a {module} of its own, which is not {directory.name}'s",
-            "a resized or trained output layer cannot be merged; is it the right base?",
+            f"the adapter holds a {module} of its own, which is not {directory.name}'s: one that was {kind}"
+            " cannot be merged",
+            f"is it the right base? Else {ELSEWHERE}",
         )
 
 

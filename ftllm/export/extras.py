@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ftllm.errors import UserError, WorkError
 from ftllm.export import fetch, preflight, provenance, quants, source, targets
 from ftllm.export.lora import read_adapter
 from ftllm.export.pipeline import ExportRequest, ExportResult, describe
+from ftllm.export.preflight import Room
 from ftllm.export.results import ExportedFile
 from ftllm.export.source import Source
 from ftllm.export.work import Work, in_background
@@ -44,26 +46,24 @@ def export_adapter(request: ExportRequest, reporter: Reporter) -> ExportResult:
         raise UserError(f"{model.base} is a whole model, without an adapter", "give a run, or an adapter directory")
     for doubt in model.doubts:
         reporter.warn(doubt)
-    values = sum(pair.rank * sum(pair.shape) for pair in read_adapter(model.adapter).pairs)
+    read_adapter(model.adapter)
     reporter.say(f"Exporting {describe(model)}, the adapter alone, as {', '.join(kinds)}")
     out = request.out or model.out
     preflight.require_writable(out)
-    names = {kind: out / f"{model.name}-LoRA-{kind}.gguf" for kind in kinds}
-    if request.dry_run:
-        planned = [ExportedFile(path, kind, values * BITS[kind] // 8, BITS[kind], "") for kind, path in names.items()]
-        return ExportResult(model, tuple(planned), {}, None, False, time.monotonic() - started, {})
     hashes = in_background(lambda: source.check_base(model))
     job = {"what": "adapter", "adapter": str(model.adapter)}
-    made = [_made(job, kind, path, model, request, reporter, hashes) for kind, path in names.items()]
-    return ExportResult(model, tuple(made), {}, None, request.verify != "none", time.monotonic() - started, {})
+    names = {kind: out / f"{model.name}-LoRA-{kind}.gguf" for kind in kinds}
+    made = tuple(_made(job, kind, path, model, request, reporter, hashes) for kind, path in names.items())
+    verified = request.verify != "none" and not request.dry_run
+    return ExportResult(model, made, {}, None, verified, time.monotonic() - started, {})
 
 
 def export_projector(request: ExportRequest, done: ExportResult, reporter: Reporter) -> ExportResult:
-    """Add `mmproj-STEM-F16.gguf`, the vision part, to what an export made.
+    """Add `mmproj-STEM-F16.gguf`, the vision part, to what an export made, or would make.
 
     Raises:
         UserError: the vision part is one that llama.cpp does not know.
-        WorkError: a dead process, or a file that failed its verification.
+        WorkError: no room, a dead process, or a file that failed its verification.
     """
     started = time.monotonic()
     model = done.source
@@ -73,18 +73,18 @@ def export_projector(request: ExportRequest, done: ExportResult, reporter: Repor
     beside = next(file.path for file in done.files if file.type == smallest.type)  # of shards, the first
     job = {"what": "projector", "model": str(beside)}
     made = _made(job, "F16", path, model, request, reporter, hashes)
+    room = done.room and replace(done.room, disk=done.room.disk + made.bytes)
     seconds = done.seconds + time.monotonic() - started
-    return ExportResult(model, (*done.files, made), done.plan, done.room, done.verified, seconds, done.timings)
+    return ExportResult(model, (*done.files, made), done.plan, room, done.verified, seconds, done.timings)
 
 
 def _made(
     job: dict[str, Any], kind: str, path: Path, model: Source, request: ExportRequest, reporter: Reporter, hashes: Any
 ) -> ExportedFile:
-    """One file made by `ftllm.export.side`, checked, published and recorded."""
+    """One file made by `ftllm.export.side`, checked, published and recorded; of a dry run, what it would be."""
     converter = fetch.ensure(request.llama_cpp, offline=request.offline, say=reporter.say)
     adapter_sha256 = provenance.adapter_hash(model)
     with ExitStack() as stack:
-        stack.enter_context(targets.writing_to(path.parent, path.stem))
         work = Work(stack, reporter)
         worker = work.start(
             "converting",
@@ -100,7 +100,15 @@ def _made(
                 "check": request.verify != "none",
             },
         )
+        with reporter.task("Reading the checkpoint", None):
+            size = work.wait_for(worker, "plan")["bytes"]
+        if request.dry_run:
+            hashes.result()
+            return ExportedFile(path, kind, size, float(BITS[kind]), "")
+        preflight.require(Room(size, files.disk_free(path.parent), 0, None), path.parent)
+        stack.enter_context(targets.writing_to(path.parent, path.stem))
         stack.callback(lambda: files.partial_path(path).unlink(missing_ok=True))
+        worker.send({"go": True})
         with reporter.task(f"Writing {path.name}", None):
             event = work.wait_for(worker, "made")
         base_hashes = hashes.result()

@@ -45,6 +45,7 @@ class Texts:
         found: the conversations they were rendered from.
         origin: what to call them.
         today: the date that templates are told.
+        trained: as `ftllm.export.heldout.Text` has it.
     """
 
     rows: Sequence[Row]
@@ -53,6 +54,7 @@ class Texts:
     origin: str
     max_length: int | None
     today: date
+    trained: tuple[float, int] | None = None
 
     @property
     def tokens(self) -> int:
@@ -64,7 +66,7 @@ def read_texts(job: dict[str, Any], base: Path, bos: int | None) -> Texts:
     """Render the conversations with the base's own tokenizer.
 
     Args:
-        job: `path`, `origin`, `max_length` and `today` of an `ftllm.export.heldout.Text`.
+        job: an `ftllm.export.heldout.Text`.
         bos: what the model's sequences begin with; None where nothing is added.
     """
     found, longest = conversations(Path(job["path"])), job["max_length"]
@@ -75,9 +77,9 @@ def read_texts(job: dict[str, Any], base: Path, bos: int | None) -> Texts:
         rows = []
     stream = [token for row in rows for token in row.input_ids] or plain_ids(base, plain_text(found))
     length = chunk_length(len(stream))
-    return Texts(
-        rows, cut(stream, length, bos=bos, most=CHUNKS) if length else [], found, job["origin"], longest, today
-    )
+    chunks = cut(stream, length, bos=bos, most=CHUNKS) if length else []
+    trained = tuple(job["trained"]) if job.get("trained") else None
+    return Texts(rows, chunks, found, job["origin"], longest, today, trained)
 
 
 @dataclass(frozen=True)
@@ -95,14 +97,21 @@ class FullTruth:
 
     @classmethod
     def of(cls, texts: Texts, reference: Reference, progress: Progress) -> FullTruth:
-        """Compute it; `progress` is told the tokens done."""
+        """Compute it; `progress` is told the tokens done.
+
+        Raises:
+            UserError: on its own text the model is not the one that training measured.
+        """
         sequences = [chunk.ids for chunk in texts.chunks] + [row.input_ids for row in texts.rows]
         wanted = [np.arange(chunk.scored.start, chunk.scored.stop) for chunk in texts.chunks]
         wanted += [np.array([position for position, _ in targets(row)]) for row in texts.rows]
         states = reference.hidden(sequences, wanted, lambda done: progress(done, texts.tokens))
         of_chunks, of_rows = states[: len(texts.chunks)], states[len(texts.chunks) :]
         per_row = [_row_nats(reference, row, found) for row, found in zip(texts.rows, of_rows, strict=True)]
-        return cls(texts, reference, of_chunks, Likelihood.of_rows(per_row) if per_row else None)
+        likelihood = Likelihood.of_rows(per_row) if per_row else None
+        if likelihood is not None and texts.trained is not None:
+            limits.require_trained(likelihood.per_token, likelihood.tokens, *texts.trained)
+        return cls(texts, reference, of_chunks, likelihood)
 
 
 def measure(model: Model, quant: str, truth: FullTruth, progress: Progress) -> tuple[dict[str, Any], list[str]]:

@@ -31,12 +31,15 @@ class Text:
     Attributes:
         max_length: rows longer than this were not measured on in training either; None where nothing was trained.
         today: the date that templates were told in training (ISO 8601); None where nothing was trained.
+        trained: what training measured on it at its end: nats a token, and of how many; None where it did not, or with
+            the base in 4 bits, which are other weights than those that are merged into.
     """
 
     path: Path
     origin: str
     max_length: int | None = None
     today: str | None = None
+    trained: tuple[float, int] | None = None
 
     @property
     def own(self) -> bool:
@@ -59,9 +62,13 @@ def text_of(run: Run | None) -> Text:
             f"what {run.name} held out cannot be read: {error.message}",
             f"remove {run.held_out} to measure on ftllm's own conversations",
         ) from None
-    config = run.read_manifest().get("config") or {}
+    manifest = run.read_manifest()
+    config, results = manifest.get("config") or {}, manifest.get("results") or {}
     origin = f"conversations held out of {run.name}"
-    return Text(run.held_out, origin, config.get("max_length"), config.get("date"))
+    four_bit = config.get("load_in_4bit") or (manifest.get("base") or {}).get("four_bit")
+    known = not four_bit and "eval_nll" in results and "eval_tokens" in results
+    trained = (float(results["eval_nll"]), int(results["eval_tokens"])) if known else None
+    return Text(run.held_out, origin, config.get("max_length"), config.get("date"), trained)
 
 
 def conversations(path: Path) -> list[Conversation]:

@@ -5,6 +5,7 @@
 | error of a tensor | `ERROR_BOUNDS`, by its type | three times what the format does to normal weights |
 | KL divergence, same top token | `LIMITS`, by the file's type | several times what the nano model loses |
 | likelihood per assistant token | the KL divergence's, either way | on its own text a model loses just that |
+| the reference's own, to training's | `TRAINED` nats, either way | measured in 16 bits; another base is far off |
 | share of an adapter in a layer | 1 +- (0.05 + 6 standard errors) | quantization adds noise to it, and no bias |
 | a norm | 0.001 of its size | norms stay float32 in every type |
 
@@ -19,6 +20,7 @@ decided or not. What it leaves out is a swap between near-equals, which costs ne
 
 from __future__ import annotations
 
+from ftllm.errors import UserError
 from ftllm.llama.perplexity import Distance
 
 # Largest root-mean-square error of a tensor, relative to its own root mean square; a scrambled or unscaled block is
@@ -39,6 +41,7 @@ LIMITS = {
 DECIDED = 20  # positions beyond doubt that it takes to judge by the likeliest token
 SHARE, SHARE_ERRORS = 0.05, 6.0
 NORM = 0.001
+TRAINED = 0.1
 
 
 def limits(quant: str) -> tuple[float, float]:
@@ -67,3 +70,16 @@ def judge_likelihood(quant: str, nll: float, reference: float) -> list[str]:
     if abs(nll - reference) <= largest:
         return []
     return [f"its likelihood is {nll:.4f} nats a token where transformers gives {reference:.4f}"]
+
+
+def require_trained(nll: float, tokens: int, trained: float, trained_tokens: int) -> None:
+    """Base and adapter must give what training measured at its end, where the very same tokens were measured.
+
+    Raises:
+        UserError: they do not.
+    """
+    if tokens == trained_tokens and not abs(nll - trained) <= TRAINED:
+        raise UserError(
+            f"base and adapter give {nll:.4f} nats a token on what was held out, where training measured {trained:.4f}",
+            "one of them is not what was trained; is it the right --base?",
+        )

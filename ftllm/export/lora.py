@@ -7,19 +7,18 @@ Anything else an adapter can hold is refused by name: ignoring it would give ano
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ftllm.errors import UserError
+from ftllm.export.checkpoint import Tensors, read_header, read_json
 
 PREFIX = "base_model.model."
-COPY = re.compile(r"(.+\.lm_head)\.base_layer\.weight")
-LARGEST_HEADER = 100 << 20  # safetensors' own limit
+# A layer as a whole: peft saves an output layer beside a LoRA on it, and embeddings that it takes for resized.
+WHOLE = re.compile(r"(.+?)(\.base_layer)?\.weight")
 FLOATS = {"F64", "F32", "F16", "BF16"}
 # Settings that only matter to training, or that `scale` and `merge` follow.
 UNDERSTOOD = {
@@ -31,6 +30,9 @@ UNDERSTOOD = {
 }  # fmt: skip
 # Initialisations that leave the base's weights as they are; the others (PiSSA, OLoRA, CorDA, LoftQ...) change them.
 UNCHANGED_BASE = {True, False, "gaussian", "eva", "orthogonal", None}
+PLAIN = "train with plain LoRA on linear layers"
+DAMAGED = "the adapter is damaged; copy or train it again"
+ELSEWHERE = "merge it with peft (merge_and_unload), save that with the base's tokenizer files beside it, and export it"
 REFUSED = {
     "use_dora": "DoRA",
     "modules_to_save": "modules trained whole (modules_to_save)",
@@ -42,6 +44,7 @@ REFUSED = {
     "use_qalora": "QALoRA",
     "use_bdlora": "BD-LoRA",
 }
+MERGED_BY_PEFT = {"use_dora", "modules_to_save", "target_parameters", "trainable_token_indices", "lora_bias"}
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,8 @@ class Adapter:
 
     Attributes:
         transposed: fan_in_fan_out: the layer keeps its weight as [in, out].
-        copies: tensors that must equal the base's, by the name of their layer: peft saves the whole output layer
-            beside a LoRA on it.
+        copies: tensors that must equal the base's, by the name of their layer: peft saves embeddings and output layers
+            whole where a LoRA is on them, or where it is told to or takes them for resized.
     """
 
     weights: Path
@@ -86,17 +89,16 @@ def read_adapter(directory: Path) -> Adapter:
         UserError: a damaged file, or something that cannot be merged, by name.
     """
     path = directory / "adapter_config.json"
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}", "the adapter is damaged") from None
+    config = read_json(path, DAMAGED)
     check_config(config, path)
     weights = directory / "adapter_model.safetensors"
     header = read_header(weights)
-    copies = {match[1].removeprefix(PREFIX): name for name in header if (match := COPY.fullmatch(name))}
+    copies = {
+        match[1].removeprefix(PREFIX): name
+        for name in header
+        if ".lora_" not in name and (match := WHOLE.fullmatch(name))
+    }
     pairs = _pairs({name: value for name, value in header.items() if name not in copies.values()}, config, weights)
-    changed = {pair.module for pair in pairs}
-    copies = {module: name for module, name in copies.items() if module in changed}
     return Adapter(weights, pairs, bool(config.get("fan_in_fan_out")), config, copies)
 
 
@@ -106,52 +108,39 @@ def check_config(config: dict[str, Any], path: Path) -> None:
     if kind != "LORA":
         raise UserError(f"{path}: {kind} adapters cannot be merged", "only LoRA is supported")
     if config.get("bias", "none") != "none":
-        raise UserError(f"{path}: trained biases (bias={config['bias']!r}) cannot be merged", "train with bias: none")
+        raise UserError(f"{path}: trained biases (bias={config['bias']!r}) cannot be merged", ELSEWHERE)
     for key, value in config.items():
         if not value or key in UNDERSTOOD:
             continue
         if key == "megatron_config":
             raise UserError(f"{path}: Megatron layers cannot be merged", "train with plain LoRA")
         what = REFUSED.get(key, f"{key}={value!r}")
-        raise UserError(f"{path}: {what} cannot be merged into a GGUF", "train with plain LoRA on linear layers")
+        raise UserError(f"{path}: {what} cannot be merged into a GGUF", ELSEWHERE if key in MERGED_BY_PEFT else PLAIN)
     start = config.get("init_lora_weights", True)
-    if start not in UNCHANGED_BASE:
+    if not any(start is known or start == known for known in UNCHANGED_BASE):
         raise UserError(
             f"{path}: init_lora_weights={start!r} changes the base's weights, so the adapter does not fit the original",
             "convert it with peft's path_initial_model_for_weight_conversion, or export the merged model",
         )
+    alphas = {"lora_alpha": config.get("lora_alpha", 8), **_pattern(config, "alpha_pattern", path)}
+    ranks = {"r": config.get("r", 8), **_pattern(config, "rank_pattern", path)}
+    for key, value in (alphas | ranks).items():
+        number = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+        if not number or (key in ranks and (value < 1 or value != int(value))):
+            raise UserError(f"{path}: {key} is {value!r}, not a number that it can be", DAMAGED)
 
 
-def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """A safetensors file's tensors: name -> (dtype, shape), after checking that the file is as long as it says.
-
-    Raises:
-        UserError: not safetensors, or cut short.
-    """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-            if not 2 <= length <= min(LARGEST_HEADER, size - 8):
-                raise UserError(
-                    f"{path} is not a safetensors file, or is cut short", "copy, download or train it again"
-                )
-            header: dict[str, Any] = json.loads(file.read(length))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}", "is the directory complete?") from None
-    except ValueError:
-        raise UserError(
-            f"{path} is not a safetensors file: its header is not JSON", "copy, download or train it again"
-        ) from None
-    header.pop("__metadata__", None)
-    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    if size != 8 + length + end:
-        raise UserError(
-            f"{path} is cut short: {size} bytes where its header promises {8 + length + end}",
-            "copy, download or train it again",
-        )
-    return {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
+def _pattern(config: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
+    """`rank_pattern` or `alpha_pattern`: numbers by expression."""
+    found = config.get(key) or {}
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: {key} is {found!r}, not numbers by module", DAMAGED)
+    for expression in found:
+        try:
+            re.compile(expression)
+        except re.error as error:
+            raise UserError(f"{path}: {key} has {expression!r}, no regular expression: {error}", DAMAGED) from None
+    return found
 
 
 def scale(config: dict[str, Any], module: str) -> float:
@@ -169,17 +158,14 @@ def _by_pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> A
     return default
 
 
-def _pairs(header: dict[str, tuple[str, tuple[int, ...]]], config: dict[str, Any], path: Path) -> tuple[Pair, ...]:
+def _pairs(header: Tensors, config: dict[str, Any], path: Path) -> tuple[Pair, ...]:
     found: dict[str, dict[str, str]] = {}
     for name, (dtype, _) in header.items():
         match = re.fullmatch(r"(.+)\.lora_(A|B)\.weight", name)
         if match is None:
-            raise UserError(f"{path}: {_name_of_stranger(name)} cannot be merged", "train plain LoRA on linear layers")
-        if match[1].endswith(".base_layer"):
-            raise UserError(
-                f"{path}: {name} is LoRA on fused experts, which cannot be merged",
-                "train the attention and dense layers",
-            )
+            raise UserError(f"{path}: {_name_of_stranger(name)} cannot be merged", ELSEWHERE)
+        if match[1].endswith((".base_layer", ".experts")):
+            raise UserError(f"{path}: LoRA on fused experts ({name}) cannot be merged", ELSEWHERE)
         if dtype not in FLOATS:
             raise UserError(f"{path}: {name} is {dtype}, not a float type", "save the adapter unquantized")
         found.setdefault(match[1], {})[match[2]] = name
@@ -188,13 +174,9 @@ def _pairs(header: dict[str, tuple[str, tuple[int, ...]]], config: dict[str, Any
     return tuple(_pair(key, names, header, config, path) for key, names in sorted(found.items()))
 
 
-def _pair(
-    key: str, names: dict[str, str], header: dict[str, tuple[str, tuple[int, ...]]], config: dict[str, Any], path: Path
-) -> Pair:
+def _pair(key: str, names: dict[str, str], header: Tensors, config: dict[str, Any], path: Path) -> Pair:
     if set(names) != {"A", "B"}:
-        raise UserError(
-            f"{path}: {key} has lora_{next(iter(names))} only", "the adapter is damaged; copy or train it again"
-        )
+        raise UserError(f"{path}: {key} has lora_{next(iter(names))} only", DAMAGED)
     a, b = header[names["A"]][1], header[names["B"]][1]
     module = key.removeprefix(PREFIX)
     rank = int(_by_pattern(config.get("rank_pattern"), module, config.get("r", 8)))
@@ -213,8 +195,8 @@ def _pair(
 def _name_of_stranger(name: str) -> str:
     if "lora_magnitude_vector" in name:
         return f"DoRA ({name})"
-    if "lora_embedding_" in name or re.search(r"(embed_tokens|wte|word_embeddings|lm_head)", name):
-        return f"a trained embedding or output layer ({name})"
+    if "lora_embedding_" in name or "trainable_tokens" in name:
+        return f"a trained embedding ({name})"
     if name.endswith(".bias"):
         return f"a trained bias ({name})"
     return f"the tensor {name}"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ftllm.errors import UserError, WorkError
+from ftllm.export.checkpoint import Extent
 from ftllm.export.samples import CHATS, PLAIN, SHARE
-from ftllm.export.source import Extent
 from ftllm.files import disk_free, human
 from ftllm.llama.machine import available_memory
 
@@ -31,16 +32,17 @@ class Room:
     memory_free: int | None
 
 
-def measure(plan: dict[str, Any], out: Path, *, reference: int) -> Room:
-    """What the plan needs.
-
-    Tensors that cannot be computed by rows are in the worker whole, in float32, two or three at a time.
+def measure(files: Sequence[dict[str, Any]], largest: int, out: Path, *, reference: int) -> Room:
+    """What an export needs.
 
     Args:
+        files: of the plan, those that are to be written.
+        largest: values of the largest tensor that cannot be computed by rows: such are in the worker whole, in
+            float32, two or three at a time.
         reference: bytes the verifying process takes (`Reference.memory`), 0 without one.
     """
-    disk = sum(file["bytes"] for file in plan["files"])
-    converting = PROCESS + CHUNKS + 3 * 4 * plan["largest"]
+    disk = sum(file["bytes"] for file in files)
+    converting = PROCESS + CHUNKS + 3 * 4 * largest
     return Room(disk, disk_free(out), converting + reference, memory_free())
 
 

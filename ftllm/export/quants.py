@@ -18,6 +18,7 @@ NO_IMATRIX = {"F32", "F16", "BF16", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4_MOE", "Q1_0
 NOT_OFFERED = {"NVFP4"}
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 DEFAULT = ("Q4_K_M",)
+I1 = "I1-"
 OFFERED = tuple(name for name in FILE_TYPES if name not in NOT_OFFERED)
 # What people publish as a model's static types, and as those with an importance matrix.
 GROUPS = {
@@ -54,24 +55,37 @@ class Wanted:
 
 
 def parse(values: Sequence[str] | None) -> tuple[Wanted, ...]:
-    """`["Q4_K_M,q8_0", "i1"]` -> the files, each once, in the order given.
+    """`["Q4_K_M,q8_0", "i1", "i1-IQ2_M"]` -> the files, each once, in the order given.
 
     Raises:
-        UserError: an unknown type.
+        UserError: an unknown type, or a value without any.
     """
     names = [part.strip().upper() for value in values or () for part in value.split(",") if part.strip()]
+    if values and not names:
+        raise UserError("--quant names no type", "such as --quant Q4_K_M,Q8_0")
     chosen: dict[Wanted, None] = {}
     for given in names or DEFAULT:
         if given in GROUPS:
             chosen |= dict.fromkeys(Wanted(name, given == "I1") for name in GROUPS[given])
-            continue
-        name = ALIASES.get(given, given)
-        if name not in OFFERED:
-            near = difflib.get_close_matches(name, OFFERED, n=1)
-            hint = f"did you mean {near[0]}?" if near else "types: " + ", ".join((*OFFERED, "all", "i1"))
-            raise UserError(f"{name!r} is not a quantization type", hint)
-        chosen[Wanted(name)] = None
+        else:
+            chosen[_wanted(given)] = None
     return tuple(chosen)
+
+
+def _wanted(given: str) -> Wanted:
+    """A type by its name or, as files are called that an importance matrix is always used for, `I1-` and its name."""
+    plain = given.removeprefix(I1)
+    name = ALIASES.get(plain, plain)
+    if name not in OFFERED:
+        near = difflib.get_close_matches(name, OFFERED, n=1)
+        prefix = "i1-" if given != plain else ""
+        hint = f"did you mean {prefix}{near[0]}?" if near else "types: " + ", ".join((*OFFERED, "all", "i1"))
+        raise UserError(f"{given!r} is not a quantization type", hint)
+    if given != plain and name in NO_IMATRIX:
+        raise UserError(
+            f"{name} is the same with an importance matrix and without, so there is no i1-{name}", f"ask for {name}"
+        )
+    return Wanted(name, given != plain)
 
 
 def parse_tensor_types(values: Sequence[str] | None) -> tuple[tuple[str, int], ...]:

@@ -11,6 +11,7 @@ from ftllm.export import targets
 from ftllm.export.targets import Target
 from ftllm.export.work import Written
 from ftllm.files import human
+from ftllm.llama.header import read_header
 
 ENOUGH = {"none": {"none", "quick", "full"}, "quick": {"quick", "full"}, "full": {"full"}}
 
@@ -68,24 +69,61 @@ def published(file: Written) -> list[ExportedFile]:
     ]
 
 
-def kept(target: Target, record: dict[str, Any], mark: str, verify: str) -> list[ExportedFile]:
-    """A target's files where they are there already, whole, verified as asked, and made from the same inputs.
+@dataclass(frozen=True)
+class There:
+    """A target's files that are there already, byte for byte as `export.json` says.
+
+    Attributes:
+        name: what `export.json` calls it: its only file, or the first shard.
+        entry: what it says.
+    """
+
+    target: Target
+    name: str
+    entry: dict[str, Any]
+
+    @property
+    def verified(self) -> str:
+        """How they were verified: `none`, `quick` or `full`."""
+        return str(self.entry.get("verify"))
+
+    def written(self, plan: dict[str, Any]) -> Written:
+        """The files as if just written, for the verifier; `plan` is the worker's, this target among its files."""
+        shards = [
+            {**part, "path": str(path), "tensors": len(read_header(path).tensors)}
+            for part in parts_of(self.name, self.entry)
+            if (path := self.target.directory / part["name"])
+        ]
+        (planned,) = (file for file in plan["files"] if file["label"] == self.target.label)
+        return Written(
+            self.target, planned, shards, self.entry["largest_tensor_error"], self.entry["mean_tensor_errors"]
+        )
+
+
+def whole(target: Target, record: dict[str, Any], mark: str) -> There | None:
+    """A target's files where they are there, whole, and made from the same inputs.
 
     Args:
         record: the entries of `export.json`.
         mark: the inputs' fingerprint.
     """
     found = target.recorded(record)
-    if found is None:
-        return []
-    name, entry = found
-    same = entry.get("inputs_sha256") == mark and entry.get("verify") in ENOUGH[verify]
-    if not same or not targets.whole(target.directory, name, entry):
-        return []
-    parts = entry.get("shards") or [{"name": name, "bytes": entry["bytes"], "sha256": entry["sha256"]}]
+    if found is None or found[1].get("inputs_sha256") != mark or not targets.whole(target.directory, *found):
+        return None
+    return There(target, *found)
+
+
+def parts_of(name: str, entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """The `name`, `bytes` and `sha256` of each file an entry of `export.json` is about."""
+    return entry.get("shards") or [{"name": name, "bytes": entry["bytes"], "sha256": entry["sha256"]}]
+
+
+def recorded_files(directory: Path, name: str, entry: dict[str, Any]) -> list[ExportedFile]:
+    """What was made earlier, as an entry of `export.json` has it."""
+    parts = parts_of(name, entry)
     return [
         ExportedFile(
-            target.directory / part["name"],
+            directory / part["name"],
             entry["type"],
             part["bytes"],
             entry["bits_per_weight"],

@@ -1,21 +1,26 @@
 """The process that makes what lies beside a model's GGUF: `python -m ftllm.export.side`.
 
 A LoRA adapter or a vision projector, by upstream's converter, into a partial file; then the file is read back and
-compared with its source. One JSON job on stdin; a `made` event with the file's faults at the end.
+compared with its source. One JSON job on stdin; a `plan` event with the file's size, upon which it waits for a line
+(`{"go": true}`) before it writes anything; a `made` event with the file's faults at the end.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 from ftllm.errors import UserError
+from ftllm.export.plan import padded
 from ftllm.export.worker import Channel, add_values, serve
 
+Write = Callable[[Any], None]  # what writes a converter's model
 # Gemma 3's vision part: transformers 5 drops a level of its names and adds one in front; upstream's converter knows
 # those of transformers 4, which Google's checkpoints have.
 SIGLIP = re.compile(r"^(?:model\.)?vision_tower\.(?:vision_model\.)?(?=(?:embeddings|encoder|post_layernorm|head)\.)")
@@ -34,13 +39,26 @@ def run(job: dict[str, Any], channel: Channel) -> None:
     sys.path[:0] = [str(root), str(root / "gguf-py")]
     started = time.monotonic()
     path = Path(job["path"])
-    channel.partials = [path]
-    faults = (write_adapter if job["what"] == "adapter" else write_projector)(job, path)
+
+    def write(model: Any) -> None:
+        """Say how large the file will be, and write it when told to."""
+        model.prepare_tensors()
+        model.prepare_metadata(vocab_only=False)
+        add_values(model.gguf_writer, job["values"])
+        channel.send("plan", bytes=size_of(model.gguf_writer))
+        channel.receive()
+        channel.partials = [path]
+        model.gguf_writer.write_header_to_file(path=path)
+        model.gguf_writer.write_kv_data_to_file()
+        model.gguf_writer.write_tensors_to_file(progress=False)
+        model.gguf_writer.close()
+
+    faults = (write_adapter if job["what"] == "adapter" else write_projector)(job, path, write)
     channel.partials = []
     channel.send("made", faults=faults, seconds=time.monotonic() - started)
 
 
-def write_adapter(job: dict[str, Any], path: Path) -> list[str]:
+def write_adapter(job: dict[str, Any], path: Path, write: Write) -> list[str]:
     """A LoRA GGUF, its scales folded in: upstream's own program takes `lora_alpha / rank` for every layer."""
     from ftllm.export import lean
 
@@ -93,7 +111,7 @@ def write_adapter(job: dict[str, Any], path: Path) -> list[str]:
     with torch.inference_mode():
         model = LoraModel(base, getattr(gguf.LlamaFileType, FLOATS[job["kind"]]), path, model_name=job["name"])
         try:
-            _write(model, job["values"], path)
+            write(model)
         except NotImplementedError:
             raise UserError(
                 "upstream's converter cannot express this adapter's layers as a LoRA of their own",
@@ -110,7 +128,7 @@ def write_adapter(job: dict[str, Any], path: Path) -> list[str]:
 FLOATS = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16"}
 
 
-def write_projector(job: dict[str, Any], path: Path) -> list[str]:
+def write_projector(job: dict[str, Any], path: Path, write: Write) -> list[str]:
     """A model's vision part as an mmproj GGUF; its tensors under the names upstream's converter knows."""
     from ftllm.export import lean
 
@@ -143,7 +161,7 @@ def write_projector(job: dict[str, Any], path: Path) -> list[str]:
 
     with torch.inference_mode():
         model = Projector(base, getattr(gguf.LlamaFileType, FLOATS[job["kind"]]), path, model_name=job["name"])
-        _write(model, job["values"], path)
+        write(model)
     if not job["check"]:
         return []
     return missing_vision_tensors(path, list(model.model_tensors)) or unloadable(path, Path(job["model"]))
@@ -184,14 +202,16 @@ def missing_vision_tensors(path: Path, indexed: list[str]) -> list[str]:
     return []
 
 
-def _write(model: Any, values: dict[str, Any], path: Path) -> None:
-    model.prepare_tensors()
-    model.prepare_metadata(vocab_only=False)
-    add_values(model.gguf_writer, values)
-    model.gguf_writer.write_header_to_file(path=path)
-    model.gguf_writer.write_kv_data_to_file()
-    model.gguf_writer.write_tensors_to_file(progress=False)
-    model.gguf_writer.close()
+def size_of(writer: Any) -> int:
+    """Bytes of the file a writer would write."""
+    with tempfile.TemporaryDirectory(prefix="ftllm-plan-") as directory:
+        whole = copy(writer)  # one that has opened a file writes to no other
+        whole.write_header_to_file(path=Path(directory) / "header.gguf")
+        whole.write_kv_data_to_file()
+        whole.write_ti_data_to_file()
+        header = int(whole.fout[0].tell())
+        whole.close()
+    return padded(header) + sum(padded(info.nbytes) for info in writer.tensors[0].values())
 
 
 if __name__ == "__main__":

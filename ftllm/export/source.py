@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 from typing import Any
 
 from ftllm import runs
 from ftllm.errors import UserError
-from ftllm.export.lora import read_header
+from ftllm.export.checkpoint import SETTINGS, base_files, check_checkpoint, read_json, weight_files
 from ftllm.files import sha256_file
 from ftllm.hubfiles import repository_of, snapshot
 from ftllm.mirrors import is_four_bit, original
@@ -20,7 +18,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TRAINING = "training.json"  # what `ftllm train` knows of the base, beside the adapter
 BASE_FILES = ["*.safetensors", "*.json", "tokenizer.model", "*.jinja", "merges.txt", "vocab.txt", "README.md"]
-WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+COMMIT = re.compile(r"[0-9a-f]{40}")
 WRITABLE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -87,85 +85,6 @@ def resolve(
     )
 
 
-def check_checkpoint(model: Path) -> None:
-    """Refuse early what the converter would refuse late.
-
-    Raises:
-        UserError: no config, no safetensors weights, missing shards, no tokenizer, or 4-bit weights.
-    """
-    config = _json(model / "config.json", "a model directory needs config.json")
-    method = (config.get("quantization_config") or {}).get("quant_method")
-    if method == "bitsandbytes":
-        raise UserError(
-            f"{model} holds weights quantized by bitsandbytes",
-            "export merges into the 16-bit original: name it with --base",
-        )
-    check_shards(model)
-    tokenizer = ["tokenizer.model", "tokenizer.json", "vocab.json", "vocab.txt", "tekken.json"]
-    if not any((model / name).is_file() for name in tokenizer):
-        raise UserError(f"{model} has no tokenizer", f"one of {', '.join(tokenizer[:3])} must lie beside the weights")
-    architecture = (config.get("architectures") or [""])[0]
-    if architecture.startswith("Gemma") and not (model / "tokenizer.model").is_file():
-        raise UserError(
-            f"{model} has no tokenizer.model (saved again by transformers, which drops it)",
-            "copy all tokenizer files from the original base model; without them control tokens turn into text",
-        )
-
-
-def has_vision(model: Path) -> bool:
-    """Whether a checkpoint's configuration names a vision part."""
-    return bool(_json(model / "config.json", "a model directory needs config.json").get("vision_config"))
-
-
-def check_shards(model: Path) -> None:
-    """Refuse a checkpoint without safetensors, with a shard cut short, or with one missing that its index names."""
-    weights = sorted(model.glob("model*.safetensors"))
-    index = model / "model.safetensors.index.json"
-    if index.is_file():
-        named = set((_json(index, "its index is damaged").get("weight_map") or {}).values())
-        missing = sorted(name for name in named if not (model / name).is_file())
-        if missing:
-            raise UserError(f"{model} lacks {', '.join(missing)}", "download the model again; a shard is missing")
-    elif not weights:
-        pickled = sorted(model.glob("*.bin"))
-        hint = "convert them to safetensors first; pickled weights are never loaded" if pickled else "is it complete?"
-        raise UserError(f"{model} has no safetensors weights", hint)
-    for shard in weights:
-        read_header(shard)
-
-
-def base_files(model: Path) -> list[Path]:
-    """The files of a checkpoint that decide what comes out: weights, configuration and tokenizer."""
-    names = ("config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-    return sorted({*model.glob("model*.safetensors"), *(model / name for name in names if (model / name).is_file())})
-
-
-@dataclass(frozen=True)
-class Extent:
-    """How large a checkpoint is.
-
-    Args:
-        parameters: weights in all.
-        largest: weights of its largest tensor, an embedding as a rule.
-        rows: of its tallest matrix: tokens in the vocabulary, as a rule.
-        width: bytes of a weight as it is stored, the widest there is.
-    """
-
-    parameters: int
-    largest: int
-    rows: int
-    width: int
-
-
-def extent(model: Path) -> Extent:
-    """Measure a checkpoint by its shards' headers."""
-    tensors = [tensor for shard in sorted(model.glob("model*.safetensors")) for tensor in read_header(shard).values()]
-    sizes = [prod(shape) for _, shape in tensors]
-    rows = max((shape[0] for _, shape in tensors if len(shape) == 2), default=0)
-    width = max((WIDTHS.get(kind, 4) for kind, _ in tensors), default=4)
-    return Extent(sum(sizes), max(sizes, default=0), rows, width)
-
-
 def check_base(source: Source) -> dict[str, str]:
     """SHA-256 of the base's files by name, compared with those training recorded.
 
@@ -173,7 +92,7 @@ def check_base(source: Source) -> dict[str, str]:
         UserError: the base is not the one the adapter was trained on.
     """
     hashes = {path.name: sha256_file(path) for path in base_files(source.base)}
-    for name in (name for name in hashes if name in source.expected):
+    for name in (name for name in hashes if name in source.expected and name not in SETTINGS):
         if hashes[name] != source.expected[name]:
             raise UserError(
                 f"{source.base} is not the base this adapter was trained on: {name} differs",
@@ -195,7 +114,7 @@ def _from_run(run: runs.Run, base: str | None, offline: bool) -> Source:
     revision = None if base else recorded.get("revision")
     directory, base_name = _base_directory(wanted, revision, offline, f"run {run.name}")
     four_bit = bool(recorded.get("four_bit") or (manifest.get("config") or {}).get("load_in_4bit"))
-    expected = {Path(name).name: digest for name, digest in (recorded.get("files") or {}).items()}
+    expected = _hashes(recorded)
     name = _stem(run.name if run.name.startswith(base_name) else f"{base_name}-{run.name}")
     doubts = _unknown_weights(directory, expected)
     return Source(directory, base_name, run.adapter, run, name, run.gguf, expected, four_bit, doubts)
@@ -207,37 +126,45 @@ def _from_adapter(adapter: Path, base: str | None, offline: bool) -> Source:
     parent = runs.Run(adapter.parent)
     if runs.is_run(parent.path) and parent.adapter == adapter:
         return _from_run(parent, base, offline)
-    config = _json(adapter / ADAPTER_CONFIG, "the adapter is damaged")
+    config = read_json(adapter / ADAPTER_CONFIG, "the adapter is damaged")
     wanted = base or _named_base(adapter)
     directory, base_name = _base_directory(wanted, None if base else config.get("revision"), offline, str(adapter))
     named = str(config.get("base_model_name_or_path") or "")
     recorded: dict[str, Any] = {}
     if (adapter / TRAINING).is_file():
-        recorded = _json(adapter / TRAINING, "it is only a record of the training; remove it").get("base") or {}
-    expected = {Path(name).name: digest for name, digest in (recorded.get("files") or {}).items()}
+        recorded = read_json(adapter / TRAINING, "it is only a record of the training; remove it").get("base") or {}
+    expected = _hashes(recorded)
     name = _stem(f"{base_name}-{adapter.name}")
-    doubts = _unknown_weights(directory, expected) if expected else _doubts(adapter, directory, base_name, named)
+    doubts = _unknown_weights(directory, expected) if expected else _doubts(adapter, directory, base_name, config)
     return Source(directory, base_name, adapter, None, name, Path("gguf"), expected, is_four_bit(named), doubts)
+
+
+def _hashes(recorded: dict[str, Any]) -> dict[str, str]:
+    """SHA-256 by file name, from what training recorded of a base."""
+    files = recorded.get("files")
+    return {Path(name).name: str(digest) for name, digest in files.items()} if isinstance(files, dict) else {}
 
 
 def _unknown_weights(base: Path, expected: dict[str, str]) -> tuple[str, ...]:
     """Whether the hashes that training recorded say nothing of a base's weights: they may be cut into other shards."""
-    weights = {path.name for path in base.glob("model*.safetensors")}
-    if not expected or weights & set(expected):
+    if not expected or {path.name for path in weight_files(base)} <= set(expected):
         return ()
     return (f"the weights in {base} are in other files than those trained on, so their hashes cannot be compared",)
 
 
-def _doubts(adapter: Path, base: Path, base_name: str, named: str) -> tuple[str, ...]:
-    """Why a base may not be an adapter's, where no hashes tell: another name, another tokenizer.
+def _doubts(adapter: Path, base: Path, base_name: str, config: dict[str, Any]) -> tuple[str, ...]:
+    """Why a base may not be an adapter's, where no hashes tell: another name, commit or tokenizer.
 
     Two models of one shape cannot be told apart by the adapter's numbers, and merging into the wrong one passes every
     comparison with itself.
     """
     found = []
+    named, commit = str(config.get("base_model_name_or_path") or ""), str(config.get("revision") or "")
     wanted = Path(original(named)).name
     if wanted and wanted != base_name and Path(named).expanduser().resolve() != base:
         found.append(f"{adapter} was trained on {wanted} by its own account, and is merged into {base_name}")
+    elif COMMIT.fullmatch(commit) and repository_of(base) and base.name != commit and not is_four_bit(named):
+        found.append(f"{adapter} was trained on commit {commit} of {wanted}, and is merged into {base.name}")
     ours, theirs = (_vocabulary(place) for place in (adapter, base))
     if ours is not None and theirs is not None and ours != theirs:
         found.append(f"the tokenizer beside {adapter} has other tokens than {base_name}'s")
@@ -249,7 +176,7 @@ def _vocabulary(directory: Path) -> Any:
     path = directory / "tokenizer.json"
     if not path.is_file():
         return None
-    found = _json(path, "copy it again from the original")
+    found = read_json(path, "copy it again from the original")
     added = {token["content"]: token["id"] for token in found.get("added_tokens") or []}
     return (found.get("model") or {}).get("vocab"), added
 
@@ -260,7 +187,7 @@ def _name_of(directory: Path) -> str:
 
 
 def _named_base(adapter: Path) -> str:
-    named = _json(adapter / ADAPTER_CONFIG, "the adapter is damaged").get("base_model_name_or_path")
+    named = read_json(adapter / ADAPTER_CONFIG, "the adapter is damaged").get("base_model_name_or_path")
     if not named:
         raise UserError(f"{adapter} does not say what its base model is", "name it with --base")
     return original(str(named))
@@ -282,18 +209,6 @@ def _base_directory(wanted: str, revision: str | None, offline: bool, of: str) -
         raise type(error)(f"the base model of {of}: {error.message}", hint) from None
     check_checkpoint(directory)
     return directory, wanted.split("/")[1]
-
-
-def _json(path: Path, hint: str) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing", hint) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}", hint) from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is not a JSON object", hint)
-    return value
 
 
 def _stem(name: str) -> str:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from ftllm.errors import WorkError
-from ftllm.export import source
+from ftllm.export import checkpoint, source
 from ftllm.export.child import Child, Events
 from ftllm.files import sha256_file
 from ftllm.llama.header import read_header
@@ -193,10 +193,10 @@ def test_a_model_larger_than_memory_is_read_matrix_by_matrix(nano: Path, monkeyp
     gib = 1 << 30
     free = 16 * gib
     monkeypatch.setattr(preflight, "memory_free", lambda: free)
-    small = source.extent(nano)
+    small = checkpoint.extent(nano)
     assert (small.parameters, small.largest, small.rows, small.width) == (5_250_048, 2048 * 256, 2048, 2)
     assert preflight.reference(small).whole
-    gemma = source.Extent(27_000_000_000, 262_144 * 5376, 262_144, 2)  # 101 GiB in float32
+    gemma = checkpoint.Extent(27_000_000_000, 262_144 * 5376, 262_144, 2)  # 101 GiB in float32
     found = preflight.reference(gemma)
     assert not found.whole
     assert 6 * gemma.largest < found.memory < 10 * gib
