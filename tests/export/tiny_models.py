@@ -127,6 +127,14 @@ KINDS = {
          "eos_token_id": 151645, "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}},
         "bfloat16", shard="40MB", adapter=EVERY, published={"rope_theta": 1000000.0, "rope_scaling": None},
     ),
+    "qwen3-moe": Kind(  # transformers fuses the experts in memory; the checkpoint has them one by one
+        "qwen3_moe", "qwen3",
+        {**COMMON, "vocab_size": 151936, "tie_word_embeddings": True, "head_dim": 128, "bos_token_id": 151643,
+         "eos_token_id": 151645, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256,
+         "norm_topk_prob": True, "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}},
+        "bfloat16", adapter={**EVERY, "target_modules": LINEAR[:4]},
+        published={"rope_theta": 1000000.0, "rope_scaling": None},
+    ),
 }  # fmt: skip
 
 
