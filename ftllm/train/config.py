@@ -12,13 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 
 from ftllm.data import sources
 from ftllm.errors import UserError
 from ftllm.hubfiles import is_repository
 from ftllm.noise import Curriculum, NoiseSettings
-from ftllm.train.settings import Setting, Settings, check_keys, nested
+from ftllm.train.settings import Setting, Settings, check_keys, nested, problem_of
 
 Preset = Literal["ft", "seed", "sft"]
 Backend = Literal["auto", "unsloth", "hf"]
@@ -39,6 +40,21 @@ def _trackers(value: Any) -> Any:
 def _numbers(value: Any) -> Any:
     """A single number where a range may stand."""
     return value if isinstance(value, list | tuple) else (value,)
+
+
+def _percent(value: Any) -> Any:
+    """`70%` as 0.7; anything else as it is."""
+    share = share_of(value) if isinstance(value, str) else None
+    return value if share is None else share
+
+
+def _within(share: float) -> float:
+    if not 0 <= share <= 1:
+        raise ValueError("a share lies between 0 and 1 (0.7 or 70%)")
+    return share
+
+
+Share = Annotated[float, BeforeValidator(_percent), AfterValidator(_within)]
 
 
 class Group(BaseModel):
@@ -67,8 +83,11 @@ class NoiseConfig(Group):
         description="what is shuffled: none, auto (words; characters of scripts without spaces), word, token (the "
         "model's), sentence, or card (pieces between single spaces)",
     )
-    ratio: Annotated[tuple[float, ...], BeforeValidator(_numbers)] = Field(
-        default=(0.7,), min_length=1, max_length=2, description="share of units chosen, 0 to 1; or a range [low, high]"
+    ratio: Annotated[tuple[Share, ...], BeforeValidator(_numbers)] = Field(
+        default=(0.7,),
+        min_length=1,
+        max_length=2,
+        description="share of units chosen (0.7 or 70%), or a range [low, high]",
     )
     range: Literal["row", "training"] = Field(
         default="row",
@@ -79,17 +98,10 @@ class NoiseConfig(Group):
         default=True, description="a fresh permutation every epoch; false: one for the whole training"
     )
     turns: Literal["all", "last"] = Field(default="all", description="which user turns")
-    clean_share: float = Field(default=0.0, ge=0, le=1, description="share of rows left alone")
+    clean_share: Share = Field(default=0.0, description="share of rows left alone")
     neftune_alpha: float = Field(
         default=0.0, ge=0, description="noise on the embeddings (NEFTune, arXiv 2310.05914); 0: none"
     )
-
-    @field_validator("ratio")
-    @classmethod
-    def _shares(cls, ratio: tuple[float, ...]) -> tuple[float, ...]:
-        if not all(0 <= share <= 1 for share in ratio):
-            raise ValueError("a share lies between 0 and 1")
-        return ratio
 
     def settings(self) -> NoiseSettings | None:
         """As `ftllm.noise` takes them; None where nothing is shuffled."""
@@ -263,22 +275,26 @@ def _stage_of(preset: Setting | None) -> str:
 
 
 def _refusal(error: ValidationError, given: Mapping[str, Setting]) -> UserError:
-    """The first thing pydantic objects to, as one line with its place."""
-    first = error.errors()[0]
-    parts: list[str] = []
-    for part in first["loc"]:
-        if ".".join([*parts, str(part)]) not in set(keys()) | {"lora", "noise"}:
-            break
-        parts.append(str(part))
-    key = ".".join(parts)
+    """The first key that pydantic objects to, as one line with its place."""
+    found = error.errors()
+    first, key = found[0], _key_of(found[0])
     if first["type"] == "missing":
         return UserError(f"no {key} given", f"name one: --{key} PATH, or `{key}:` in the configuration file")
     place = given[key].place if key in given else key
     value = given[key].value if key in given else first["input"]
-    problem = first["msg"].removeprefix("Value error, ")
-    problem = problem[:1].lower() + problem[1:]
-    shown = json.dumps(value, ensure_ascii=False, default=str)
-    return UserError(f"{place}: {key} is {shown}: {problem}", describe(key))
+    shown = "has no value" if value is None else f"is {json.dumps(value, ensure_ascii=False, default=str)}"
+    problem = problem_of([one for one in found if _key_of(one) == key], value)
+    return UserError(f"{place}: {key} {shown}: {problem}", describe(key))
+
+
+def _key_of(error: ErrorDetails) -> str:
+    """The key that pydantic objects to, without what it says of list items and members of a union."""
+    parts: list[str] = []
+    for part in error["loc"]:
+        if ".".join([*parts, str(part)]) not in set(keys()) | {"lora", "noise"}:
+            break
+        parts.append(str(part))
+    return ".".join(parts)
 
 
 def describe(key: str) -> str:

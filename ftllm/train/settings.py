@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic_core import ErrorDetails
 
 from ftllm.errors import UserError
 
@@ -109,7 +110,7 @@ def _flatten_node(node: yaml.MappingNode, path: Path, prefix: str, loader: yaml.
         else:
             try:
                 found = {key: Setting(loader.construct_object(value_node, deep=True), place)}
-            except yaml.YAMLError as error:
+            except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that no calendar has
                 problem = getattr(error, "problem", None) or error
                 raise UserError(f"{place}: {key} cannot be read: {problem}", "write a plain value") from None
         for name, setting in found.items():
@@ -133,6 +134,8 @@ def read_assignment(text: str) -> tuple[str, Setting]:
         return key, Setting(yaml.safe_load(value) if value.strip() else None, f"--set {key}")
     except yaml.YAMLError:
         raise UserError(f"--set {text}: the value is not YAML", "quote it, as in --set 'name=\"a: b\"'") from None
+    except ValueError as error:  # a date that no calendar has
+        raise UserError(f"--set {text}: the value cannot be read: {error}", "dates are written YYYY-MM-DD") from None
 
 
 def check_keys(settings: Mapping[str, Setting], known: Iterable[str]) -> None:
@@ -152,6 +155,62 @@ def check_keys(settings: Mapping[str, Setting], known: Iterable[str]) -> None:
         near = nearest(key, keys)
         hint = f"did you mean {near}?" if near else "`ftllm train --print-config` lists every key"
         raise UserError(f"{setting.place}: unknown key {key}", hint)
+
+
+# What pydantic misses, by the first word of its errors' names, and by the names of those with a bound.
+WANTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a finite number",
+    "bool": "true or false",
+    "date": "a date such as 2026-11-29",
+    "string": "text",
+    "tuple": "a list",
+}
+BOUNDS = {
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+}
+LENGTHS = {
+    "too_short": "a list of at least {min_length}",
+    "too_long": "a list of at most {max_length}",
+}
+
+
+def problem_of(errors: Sequence[ErrorDetails], value: Any) -> str:
+    """What is wrong with a value, in a person's words.
+
+    Args:
+        errors: pydantic's, of this value: one for each member of a union, and for each item of a list.
+        value: as it was given.
+    """
+    said = next((error for error in errors if error["type"] == "value_error"), None)
+    if said is not None:  # by a validator of ours
+        return said["msg"].removeprefix("Value error, ")
+    # A list from which wrong items are taken may be too short as well.
+    errors = [error for error in errors if error["type"] not in LENGTHS] or errors
+    wanted = ", or ".join(dict.fromkeys(map(_wanted, errors)))
+    return f"{'each' if isinstance(value, list) and _inside(errors[0]) else 'it'} must be {wanted}"
+
+
+def _inside(error: ErrorDetails) -> bool:
+    """Whether it is about an item of a list."""
+    return any(isinstance(part, int) for part in error["loc"])
+
+
+def _wanted(error: ErrorDetails) -> str:
+    kind, context = error["type"], error.get("ctx", {})
+    if kind == "literal_error":
+        return str(context["expected"]).replace("'", "")
+    if bound := (BOUNDS | LENGTHS).get(kind):
+        return bound.format_map({name: _whole(number) for name, number in context.items()})
+    return WANTED[kind.partition("_")[0]]
+
+
+def _whole(number: Any) -> Any:
+    return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
 def nearest(key: str, keys: list[str]) -> str | None:

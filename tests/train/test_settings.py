@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,7 @@ def test_group_given_a_value() -> None:
         ("- model\n", ":1: settings expected"),
         ("seed: 1\nseed: 2\n", ":2: seed is given twice"),
         ("lora:\n  rank: 1\nlora.rank: 2\n", ":3: lora.rank is given twice"),
+        ("model: m\ndate: 2026-13-01\n", ":2: date cannot be read: month must be in 1..12"),
     ],
 )
 def test_yaml_errors_have_a_line(tmp_path: Path, text: str, message: str) -> None:
@@ -90,22 +92,54 @@ def test_yaml_that_is_not_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("learning_rate", "fast", 'test: learning_rate is "fast": input should be a valid number'),
-        ("learning_rate", 0, "test: learning_rate is 0: input should be greater than 0"),
-        ("learning_rate", float("nan"), "test: learning_rate is NaN: input should be a finite number"),
-        ("epochs", 1.5, "test: epochs is 1.5: input should be a valid integer"),
-        ("preset", "fta", 'test: preset is "fta": input should be'),
-        ("lora.targets", ["attention", "head"], "test: lora.targets is"),
-        ("noise.ratio", 1.2, "test: noise.ratio is 1.2: a share lies between 0 and 1"),
-        ("noise.ratio", [0.1, 0.2, 0.3], "test: noise.ratio is [0.1, 0.2, 0.3]: tuple should have at most 2"),
-        ("eval", "150%", 'test: eval is "150%": a share of the data lies between 0 and 1'),
-        ("data", [], "test: data is []: tuple should have at least 1"),
+        ("learning_rate", "fast", 'is "fast": it must be a number'),
+        ("learning_rate", 0, "is 0: it must be more than 0"),
+        ("learning_rate", float("nan"), "is NaN: it must be a finite number"),
+        ("learning_rate", None, "has no value: it must be a number"),
+        ("epochs", 1.5, "is 1.5: it must be a whole number"),
+        ("seed", 2**32, "is 4294967296: it must be less than 4294967296"),
+        ("preset", "fta", 'is "fta": it must be ft, seed or sft'),
+        ("load_in_4bit", "maybe", 'is "maybe": it must be auto, or true or false'),
+        ("date", "tomorrow", 'is "tomorrow": it must be a date such as 2026-11-29, or auto'),
+        ("lora.targets", ["attention", "head"], 'is ["attention", "head"]: each must be attention or mlp'),
+        ("report_to", "mlflow", 'is "mlflow": it must be tensorboard, wandb or trackio'),
+        ("noise.ratio", 1.2, "is 1.2: a share lies between 0 and 1 (0.7 or 70%)"),
+        ("noise.ratio", ["20%", "120%"], 'is ["20%", "120%"]: a share lies between 0 and 1 (0.7 or 70%)'),
+        ("noise.ratio", "much", 'is "much": it must be a number'),
+        ("noise.ratio", [0.1, 0.2, 0.3], "is [0.1, 0.2, 0.3]: it must be a list of at most 2"),
+        ("eval", "150%", 'is "150%": a share of the data lies between 0 and 1 (5%), else it is a file'),
+        ("data", [], "is []: it must be a list of at least 1"),
+        ("data", [1], "is [1]: each must be text"),
     ],
 )
 def test_wrong_values_name_their_place(key: str, value: object, message: str) -> None:
     error = refusal(GIVEN, {key: Setting(value, "test")})
-    assert error.message.startswith(message)
+    assert error.message == f"test: {key} {message}"
     assert error.hint.startswith(f"{key}: ")
+
+
+def complaint(key: str, value: object) -> str | None:
+    try:
+        resolve([GIVEN, {key: Setting(value, "test")}])
+    except UserError as error:
+        return error.message
+    return None
+
+
+@pytest.mark.parametrize("key", list(keys()))
+def test_whatever_a_key_is_given_is_taken_or_refused_by_its_place(key: str) -> None:
+    odd = [None, True, -1, 0, 2, 1.5, 1e300, float("inf"), "", "x", "70%", "1_000", [], ["x"], [1, 2, 3], [None]]
+    odd += [{"a": 1}, [[1]], b"x", datetime.date(2026, 11, 29), datetime.datetime(2026, 11, 29, 1)]
+    complaints = [said for value in odd if (said := complaint(key, value)) is not None]
+    assert complaints
+    assert all(said.startswith(f"test: {key} ") for said in complaints)
+
+
+def test_a_share_may_be_given_in_percent() -> None:
+    given = dict(map(read_assignment, ("noise.ratio=[20%, 0.7]", "noise.clean_share=12.5%")))
+    noise = resolve([GIVEN, given]).noise
+    assert (noise.ratio, noise.clean_share) == ((0.2, 0.7), 0.125)
+    assert resolve([GIVEN, dict([read_assignment("noise.ratio=70%")])]) == resolve([GIVEN])
 
 
 def test_model_and_data_are_needed() -> None:
@@ -156,6 +190,8 @@ def test_assignments_are_yaml() -> None:
     assert resolve([GIVEN, dict([read_assignment("eval=")])]).eval is None
     with pytest.raises(UserError, match="key=value expected"):
         read_assignment("seed")
+    with pytest.raises(UserError, match="--set date=2026-02-30: the value cannot be read: day is out of range"):
+        read_assignment("date=2026-02-30")
 
 
 def test_printed_configuration_reads_back_as_itself(tmp_path: Path) -> None:
