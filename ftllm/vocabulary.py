@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import date
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -84,9 +84,18 @@ class Vocabulary(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class DirectoryVocabulary:
-    """The tokenizer of a Hugging Face model directory; made by `from_directory`."""
+    """The tokenizer of a Hugging Face model directory; made by `from_directory`.
+
+    Attributes:
+        tokenizer: as transformers has it; None in another process, which the core of a fast one is sent to alone, so
+            that it reads texts there without transformers.
+        core: of a fast tokenizer; None of others.
+        end_ids: what generation ends at.
+        today: see `Vocabulary`.
+    """
 
     tokenizer: Any
+    core: Any
     chat_template: str
     bos_token: str
     eos_token: str
@@ -101,11 +110,14 @@ class DirectoryVocabulary:
     @cached_property
     def _ids(self) -> Callable[[str], Sequence[int]]:
         """`encode`, which rendering asks the same of several times over; of a fast tokenizer, its core itself."""
-        tokenizer = self.tokenizer
-        if not tokenizer.is_fast:
-            return lru_cache(REMEMBERED)(partial(tokenizer.encode, add_special_tokens=False))
-        core = tokenizer.backend_tokenizer
+        if self.core is None:
+            return lru_cache(REMEMBERED)(partial(self.tokenizer.encode, add_special_tokens=False))
+        core = self.core
         return lru_cache(REMEMBERED)(lambda text: core.encode(text, add_special_tokens=False).ids)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {field.name: getattr(self, field.name) for field in fields(self)}
+        return state if self.core is None else state | {"tokenizer": None}
 
     def is_eog(self, token: int) -> bool:
         return token in self.end_ids
@@ -116,13 +128,12 @@ class DirectoryVocabulary:
         Raises:
             UserError: the tokenizer is one that does not know.
         """
-        if not self.tokenizer.is_fast:
+        if self.core is None:
             raise UserError(
                 f"{type(self.tokenizer).__name__} does not say where its tokens are in a text",
                 "set noise.unit to word; tokens need a tokenizer.json",
             )
-        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return [(start, end) for start, end in found["offset_mapping"]]
+        return list(self.core.encode(text, add_special_tokens=False).offsets)
 
 
 def from_directory(path: Path, today: date | None = None) -> DirectoryVocabulary:
@@ -153,6 +164,7 @@ def from_directory(path: Path, today: date | None = None) -> DirectoryVocabulary
     bos_id = tokenizer.bos_token_id
     return DirectoryVocabulary(
         tokenizer=tokenizer,
+        core=tokenizer.backend_tokenizer if tokenizer.is_fast else None,
         chat_template=template,
         bos_token=tokenizer.bos_token or "",
         eos_token=tokenizer.eos_token or "",

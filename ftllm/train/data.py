@@ -134,9 +134,8 @@ class Rows:
         lengths: list[int] = []
         trained = moved = pieces = 0
         training = self.corpus.training
-        for done, (item, look) in enumerate(
-            zip(training, spread(self._look, len(training), processes), strict=True), 1
-        ):
+        alone = Rows(self.config, Corpus((), (), ()), self.vocabulary)  # other processes are sent what they look at
+        for done, (item, look) in enumerate(zip(training, spread(alone._look, training, processes), strict=True), 1):
             source = item.conversation.source
             if look.refusal is not None:
                 refused.append(Refused(source, look.refusal))
@@ -165,9 +164,9 @@ class Rows:
             pieces,
         )  # fmt: skip
 
-    def _look(self, number: int) -> _Look:
-        """What the first epoch's rows of one of the training conversations are like."""
-        after = self.noised(self.corpus.training[number], 0)
+    def _look(self, item: Numbered) -> _Look:
+        """What the first epoch's rows of a conversation are like."""
+        after = self.noised(item, 0)
         refused: list[Refused] = []
         rows = map(self._shortened, self._rendered(after.conversation, self.config.loss, refused))
         counts = tuple((len(row.input_ids), row.cut, row.trained) for row in rows)
