@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date
 from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
@@ -113,7 +114,8 @@ def measure(targets: Sequence[Target], data: EvalData, settings: Settings, repor
     """Measure every target on all the data.
 
     A GGUF answers the graded prompts and scores the conversations; a run's conversations are also scored in
-    transformers, by the base and by the base with the adapter.
+    transformers, by the base and by the base with the adapter. Templates that write the date are told the run's; a
+    model that belongs to no run is told that of the first one, so that both are asked the same.
 
     Raises:
         UserError: see `check`; or a model or conversation is unusable.
@@ -122,16 +124,19 @@ def measure(targets: Sequence[Target], data: EvalData, settings: Settings, repor
     graded: list[Graded] = []
     scored: list[Scored] = []
     bases: set[tuple[str, str | None]] = set()
+    usual = next((target.today for target in targets if target.today), date.today())
     for target in targets:
+        today = target.today or usual
         if target.checkpoint is not None and data.samples:
             if find_spec("torch") is None or find_spec("transformers") is None:
                 reporter.warn(f"no likelihood of {target.label} in transformers: torch is not installed")
             else:
                 key = (target.checkpoint.base, target.checkpoint.revision)
-                scored += _checkpoint(target.label, target.checkpoint, data.samples, key not in bases, reporter)
+                scored += _checkpoint(target.label, target.checkpoint, data.samples, key not in bases, today, reporter)
                 bases.add(key)
         if target.gguf is not None:
             with _loaded(target.gguf) as model:
+                model.today = today
                 if data.prompts:
                     graded.append(_answer(target.label, model, data.prompts, settings, reporter))
                 if data.samples:
@@ -217,12 +222,12 @@ def _gguf(label: str, model: Model, samples: Sequence[Sample], reporter: Reporte
 
 
 def _checkpoint(
-    label: str, checkpoint: Checkpoint, samples: Sequence[Sample], base_too: bool, reporter: Reporter
+    label: str, checkpoint: Checkpoint, samples: Sequence[Sample], base_too: bool, today: date, reporter: Reporter
 ) -> list[Scored]:
     """The likelihood in transformers: of a model directory, or of a run and (`base_too`) its base."""
     model = load_checkpoint(checkpoint)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    rows = _rows(samples, from_directory(checkpoint.tokenizer or Path(checkpoint.base)), limit, reporter)
+    rows = _rows(samples, from_directory(checkpoint.tokenizer or Path(checkpoint.base), today), limit, reporter)
     found = []
 
     def score(of: str, weights: str, model: Any, *, is_base: bool = False) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,14 @@ class Target:
         gguf: the file llama.cpp runs, or None where there is none.
         checkpoint: the weights for transformers, or None for a plain GGUF.
         run: the run it is or belongs to.
+        today: the day that its chat template is told where it asks: the run's, whose training wrote it.
     """
 
     label: str
     gguf: Path | None
     checkpoint: Checkpoint | None
     run: Run | None = None
+    today: date | None = None
 
 
 def resolve(given: str | None, root: Path = runs.DEFAULT_RUNS) -> Target:
@@ -59,7 +62,8 @@ def resolve(given: str | None, root: Path = runs.DEFAULT_RUNS) -> Target:
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise UserError(f"{path} is not a model", "give a .gguf file, a run or a model directory")
-        return Target(path.stem, path, None, _run_around(path))
+        around = _run_around(path)
+        return Target(path.stem, path, None, around, _day(around.read_manifest()) if around else None)
     run = runs.find(str(path), root)
     if run is not None:
         return _of_run(run)
@@ -97,7 +101,15 @@ def _of_run(run: Run) -> Target:
     revision = None if base.get("path") else base.get("revision")
     checkpoint = Checkpoint(str(named), revision, run.adapter, run.adapter)
     exported = catalogue.best(run.gguf.glob("*.gguf"))
-    return Target(run.name, exported.path if exported else None, checkpoint, run)
+    return Target(run.name, exported.path if exported else None, checkpoint, run, _day(manifest))
+
+
+def _day(manifest: dict[str, Any]) -> date | None:
+    """The day that a run was told is today; None where its manifest does not say."""
+    try:
+        return date.fromisoformat(str((manifest.get("config") or {}).get("date")))
+    except ValueError:
+        return None
 
 
 def _run_around(gguf: Path) -> Run | None:

@@ -75,6 +75,7 @@ def train(
     clock = Clock()
     processes = here()
     processes.join()
+    config = config.model_copy(update={"date": processes.told(lambda: config.today)})  # midnight comes at any moment
     with clock.part("data"):
         corpus = load_corpus(config, offline=offline, say=reporter.say)
     with clock.part("base"):

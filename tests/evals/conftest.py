@@ -23,7 +23,7 @@ ON_CHAIN = math.log(math.exp(LOGIT) + N_VOCAB - 1) - LOGIT  # nats of the token 
 OFF_CHAIN = ON_CHAIN + LOGIT  # nats of any other token
 
 
-def write_chain(path: Path, chain: Mapping[str, str]) -> Path:
+def write_chain(path: Path, chain: Mapping[str, str], template: str = TEMPLATE) -> Path:
     """A one-layer Llama in F32 without attention or MLP: one-hot embeddings, and `chain` as the output matrix."""
     texts = [*CONTROL, *(f"<0x{byte:02X}>" for byte in range(256)), *WORDS]
     numbers = {text: number for number, text in enumerate(texts)}
@@ -46,7 +46,7 @@ def write_chain(path: Path, chain: Mapping[str, str]) -> Path:
     writer.add_eot_token_id(numbers["<end_of_turn>"])
     writer.add_add_bos_token(True)
     writer.add_add_space_prefix(False)
-    writer.add_chat_template(TEMPLATE)
+    writer.add_chat_template(template)
     embedding = np.eye(N_VOCAB, N_EMBD, dtype=np.float32)
     output = np.zeros((N_VOCAB, N_EMBD), dtype=np.float32)
     for before, after in chain.items():

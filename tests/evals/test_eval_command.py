@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import OFF_CHAIN, ON_CHAIN
+from conftest import OFF_CHAIN, ON_CHAIN, TEMPLATE, write_chain
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOUR = {"id": "four", "prompt": "hello", "answer": "4", "grade": "exact", "tags": ["four"]}
@@ -62,6 +62,25 @@ def test_the_whole_report(ggufs: dict[str, Path], data: Path, tmp_path: Path) ->
     replies = json.loads(out.read_text())["replies"]
     assert len(replies) == 9
     assert (replies[3]["model"], replies[3]["thought"], replies[3]["answer"]) == ("thinker", "2+2 is 4", "4")
+
+
+def test_a_run_is_asked_on_the_day_of_its_training(tmp_path: Path) -> None:
+    """The template writes another word on any other day, and each word leads to another answer."""
+    by_day = "{{ 'four' if strftime_now('%Y-%m-%d') == '2001-02-03' else 'five' }}"
+    template = TEMPLATE.replace("model\n{% endif %}", by_day + "{% endif %}")
+    assert by_day in template
+    chain = {"four": "4", "4": "<end_of_turn>"}
+    run = tmp_path / "runs" / "mine"
+    (run / "gguf").mkdir(parents=True)
+    manifest = {"status": "finished", "base": {"path": str(tmp_path)}, "config": {"date": "2001-02-03"}}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    theirs = write_chain(run / "gguf" / "theirs.gguf", chain, template)
+    alone = write_chain(tmp_path / "alone.gguf", chain, template)
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps(FOUR))
+    for models, right in (((run,), [1]), ((theirs,), [1]), ((alone,), [0]), ((alone, run), [1, 1])):
+        report = report_of(*models, "--data", data, "--max-tokens", 4)
+        assert [model["overall"]["accuracy"]["value"] for model in report["graded"]] == right
 
 
 def test_tables_for_people(ggufs: dict[str, Path], data: Path) -> None:

@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 import time
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ftllm.files import sha256_file
 from ftllm.likelihood import torch_likelihood
 from ftllm.progress import Reporter
 from ftllm.runs import Run, locked
-from ftllm.train.config import resolve
+from ftllm.train.config import TrainConfig, resolve
 from ftllm.train.corpus import load_corpus
 from ftllm.train.data import Rows
 from ftllm.train.interrupt import Interrupted
@@ -192,6 +193,16 @@ def test_resumed_on_another_day_it_reads_the_day_it_began(
     assert began < day_after
     assert resumed.run.read_manifest()["config"]["date"] == began
     assert adapter_hashes(resumed.run) == adapter_hashes(whole.run) != adapter_hashes(later.run)
+
+
+def test_the_day_is_asked_for_once(trained: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And by the first of several processes for all of them, whatever day it is when the others come to it."""
+    days = iter(date(2026, 1, day) for day in range(1, 9))
+    today = property(lambda config: next(days) if config.date == "auto" else config.date)
+    monkeypatch.setattr(TrainConfig, "today", today)
+    manifest = trained("midnight", max_steps=1).run.read_manifest()
+    assert manifest["config"]["date"] == "2026-01-01"
+    assert next(days) == date(2026, 1, 2)
 
 
 def test_resume_refuses_changed_data_and_a_run_in_use(trained: Trainer, data: Path, tmp_path: Path) -> None:
