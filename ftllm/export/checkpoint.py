@@ -24,6 +24,9 @@ DECISIVE = (
     "config.json", *TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt",
     "chat_template.jinja", "chat_template.json", "preprocessor_config.json",
 )  # fmt: skip
+LARGE = ("tokenizer.json", "vocab.json", "tekken.json")  # vocabularies: parsing them takes a while
+LAYER = re.compile(r"(?:model\.|language_model\.)+layers\.(\d+)\.")
+EMBEDDING = re.compile(r"(?:model\.|language_model\.)+embed_tokens\.weight")
 
 Tensors = dict[str, tuple[str, tuple[int, ...]]]  # dtype and shape by name
 
@@ -32,7 +35,8 @@ def check_checkpoint(model: Path) -> None:
     """Refuse early what the converter would refuse late.
 
     Raises:
-        UserError: no config, no safetensors weights, missing or damaged shards, no tokenizer, or 4-bit weights.
+        UserError: no config, no safetensors weights, missing or damaged shards, weights of another shape than the
+            config's, no tokenizer, or 4-bit weights.
     """
     config = read_json(model / "config.json", "a model directory needs config.json")
     quantized = config.get("quantization_config")
@@ -42,6 +46,10 @@ def check_checkpoint(model: Path) -> None:
             "export merges into the 16-bit original: name it with --base",
         )
     check_shards(model)
+    _check_shape(model, config)
+    for name in DECISIVE + SETTINGS:
+        if name.endswith(".json") and name not in LARGE and (model / name).is_file():
+            read_json(model / name, "copy it again from the original")
     if not any((model / name).is_file() for name in TOKENIZERS):
         raise UserError(f"{model} has no tokenizer", f"one of {', '.join(TOKENIZERS[:3])} must lie beside the weights")
     architectures = config.get("architectures")
@@ -95,6 +103,23 @@ def check_shards(model: Path) -> None:
         match = SHARD.fullmatch(path.name)
         if match and match[1] in of and path not in files:
             raise UserError(f"{index} does not name {path.name}", f"{AGAIN}; index and shards do not match")
+
+
+def _check_shape(model: Path, config: dict[str, Any]) -> None:
+    """Refuse weights with fewer layers, or another vocabulary or width, than the configuration says."""
+    text = config.get("text_config") or config
+    layers, rows, width = (
+        text.get(key) if isinstance(text, dict) else None for key in ("num_hidden_layers", "vocab_size", "hidden_size")
+    )
+    tensors = {name: shape for path in weight_files(model) for name, (_, shape) in read_header(path).items()}
+    held = {int(match[1]) for name in tensors if (match := LAYER.match(name))}
+    hint = "config.json and weights do not belong together; " + AGAIN
+    if held and isinstance(layers, int) and (missing := set(range(layers)) - held):
+        raise UserError(f"{model} has no weights for layer {min(missing)} of {layers}", hint)
+    for name, shape in tensors.items():
+        wanted = tuple(known or found for known, found in zip((rows, width), shape, strict=False))
+        if EMBEDDING.fullmatch(name) and shape != wanted:
+            raise UserError(f"{model}: {name} is {list(shape)} where config.json says {list(wanted)}", hint)
 
 
 def base_files(model: Path) -> list[Path]:
@@ -171,6 +196,8 @@ def read_json(path: Path, hint: str) -> dict[str, Any]:
         raise UserError(f"{path} is missing", hint) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}", hint) from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not JSON, nor text at all", hint) from None
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}", hint) from None
     if not isinstance(value, dict):

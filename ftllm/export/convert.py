@@ -9,7 +9,9 @@ would have, and the float tensor to take it from.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from math import prod
@@ -71,13 +73,8 @@ def open_checkpoint(directory: Path, adapter: Adapter | None, name: str) -> Conv
     Raises:
         UserError: an architecture llama.cpp does not know, or an adapter that does not fit this base.
     """
-    with torch.inference_mode():
-        hparams = ModelBase.load_hparams(directory, False)
-        architecture = get_model_architecture(hparams, ModelType.TEXT)
-        try:
-            model_class = get_model_class(architecture)
-        except NotImplementedError:
-            raise UserError(f"llama.cpp's converter does not know {architecture}", "is it a text model?") from None
+    with torch.inference_mode(), reading(directory):
+        model_class = class_of(directory)
         merged: dict[str, str] = {}
         merging = _merging(model_class, adapter, directory, merged)
         kind = _float_kind(directory)
@@ -93,6 +90,38 @@ def open_checkpoint(directory: Path, adapter: Adapter | None, name: str) -> Conv
         sources,
         "BF16" if kind == gguf.LlamaFileType.MOSTLY_BF16 else "F16",
     )
+
+
+def class_of(directory: Path, vision: bool = False) -> Any:
+    """Upstream's class for a checkpoint's text part, or its vision part.
+
+    Raises:
+        UserError: there is none.
+    """
+    architecture = get_model_architecture(
+        ModelBase.load_hparams(directory, False), ModelType.MMPROJ if vision else ModelType.TEXT
+    )
+    try:
+        return get_model_class(architecture, mmproj=vision)
+    except NotImplementedError:
+        part, hint = ("the vision part of ", "leave --mmproj out") if vision else ("", "is it a text model?")
+        raise UserError(f"llama.cpp's converter does not know {part}{architecture}", hint) from None
+
+
+@contextmanager
+def reading(directory: Path) -> Iterator[None]:
+    """Turn what upstream's converter stumbles over in a checkpoint into one line; the rest goes to stderr."""
+    try:
+        yield
+    except (UserError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"llama.cpp's converter cannot read {directory}: {said[:200]}",
+            "is the checkpoint complete, as it was published? --verbose tells more",
+        ) from None
 
 
 def _prepare(model: Any) -> dict[str, Any]:

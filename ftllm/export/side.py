@@ -135,17 +135,11 @@ def write_projector(job: dict[str, Any], path: Path, write: Write) -> list[str]:
     lean.skip_documentation()
     import gguf
     import torch
-    from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
+
+    from ftllm.export import convert
 
     base = Path(job["base"])
-    architecture = get_model_architecture(ModelBase.load_hparams(base, False), ModelType.MMPROJ)
-    try:
-        known: Any = get_model_class(architecture, mmproj=True)
-    except NotImplementedError:
-        raise UserError(
-            f"llama.cpp's converter does not know the vision part of {architecture}", "leave --mmproj out"
-        ) from None
-
+    known: Any = convert.class_of(base, vision=True)
     rename = old_name if known.__name__ == "Gemma3VisionModel" else str
 
     class Projector(known):  # type: ignore[misc]
@@ -159,7 +153,7 @@ def write_projector(job: dict[str, Any], path: Path, write: Write) -> list[str]:
         def filter_tensors(cls, item: tuple[str, Callable[[], Any]]) -> Any:
             return super().filter_tensors((rename(item[0]), item[1]))
 
-    with torch.inference_mode():
+    with torch.inference_mode(), convert.reading(base):
         model = Projector(base, getattr(gguf.LlamaFileType, FLOATS[job["kind"]]), path, model_name=job["name"])
         write(model)
     if not job["check"]:

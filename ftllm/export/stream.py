@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from ftllm.errors import WorkError
+from ftllm.errors import UserError, WorkError
 from ftllm.export import blocks
 from ftllm.export.blocks import Bytes, Floats
 from ftllm.export.limits import ERROR_BOUNDS
@@ -125,7 +125,8 @@ def stream(
         progress: told the bytes written so far, over all outputs, and the tensor's name.
 
     Raises:
-        WorkError: a weight is not finite, or a tensor's error is beyond its type's bound.
+        UserError: a weight is not finite.
+        WorkError: a tensor's error is beyond its type's bound.
     """
     for output in outputs:
         output.begin()
@@ -200,8 +201,8 @@ def _chunk(source: Rows, start: int, stop: int, tensor: _Tensor, check: bool) ->
     rows = source.read(start, stop)
     whole = float(np.vdot(rows, rows))
     if not np.isfinite(whole) and not np.isfinite(rows).all():
-        raise WorkError(
-            f"{tensor.name} holds NaN or infinite weights", "training diverged, or the checkpoint is damaged"
+        raise UserError(
+            f"{tensor.name} holds NaN or infinite weights", "its training diverged, or the checkpoint is damaged"
         )
     made: dict[tuple[int, int], Chunk] = {}
     for planned, importance in zip(tensor.planned, tensor.importance, strict=True):

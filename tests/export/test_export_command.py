@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from ftllm.errors import WorkError
-from ftllm.export import checkpoint, source
+from ftllm.export import checkpoint
 from ftllm.export.child import Child, Events
 from ftllm.files import sha256_file
 from ftllm.llama.header import read_header
@@ -51,7 +51,7 @@ def run(lora: Any, nano: Path, converter: Any, tmp_path: Path) -> Run:
     made = Run(tmp_path / "runs" / "ft-001")
     made.path.mkdir(parents=True)
     shutil.copytree(lora.adapter, made.adapter)
-    hashes = {path.name: sha256_file(path) for path in source.base_files(nano)}
+    hashes = {path.name: sha256_file(path) for path in checkpoint.base_files(nano)}
     base = {"path": str(nano), "files": hashes}
     made.write_manifest({"status": "finished", "started": "2026-01-01", "base": base, "config": {"preset": "ft"}})
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -36,10 +37,17 @@ def test_an_image_is_seen(family: str, converter: Any, tmp_path: Path) -> None:
     del converter
     tiny = make(family, tmp_path)
     out = tmp_path / "out"
+    plan = ftllm("export", tiny.base, "--quant", "F32", "--mmproj", "--out", out, "--dry-run", "--json", "--offline")
+    assert plan.returncode == 0, plan.stderr
+    planned = json.loads(plan.stdout.splitlines()[-1])["files"]
+    assert not out.exists()
     done = ftllm("export", tiny.base, "--quant", "F32", "--mmproj", "--out", out, "--quiet", "--offline")
     assert done.returncode == 0, done.stderr
     model, projector = map(Path, done.stdout.split())
     assert projector.name == "mmproj-base-F16.gguf"
+    assert [(file["path"], file["bytes"]) for file in planned] == [
+        (str(path), path.stat().st_size) for path in (model, projector)
+    ]
     header = read_header(projector)
     assert header.architecture == "clip"
     assert header.metadata["clip.projector_type"] == "gemma3"

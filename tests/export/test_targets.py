@@ -109,6 +109,46 @@ def test_other_inputs_are_made_again_and_other_shards_take_the_place_of_the_old(
 
 
 @pytest.mark.slow
+def test_what_passed_the_quick_verification_is_verified_again_where_it_is(
+    shallow: Path, converter: Any, tmp_path: Path
+) -> None:
+    """In shards, beside a type that is new; a file that full finds a fault in loses its name."""
+    del converter
+    out = tmp_path / "out"
+    arguments = (shallow, "--out", out, "--split-max-size", "1M", "--json")
+    first = export(*arguments, "--quant", "Q8_0", place=tmp_path)
+    assert first.returncode == 0, first.stderr
+    shards = sorted(out.glob("*.gguf"))
+    assert len(shards) > 1
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in shards}
+    both = export(*arguments, "--quant", "Q8_0,Q4_0", "--verify", "full", place=tmp_path)
+    assert both.returncode == 0, both.stderr
+    assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in shards} == before
+    files = events(both.stdout)[-1]["files"]
+    assert all(file.get("kept") and "nll" in file["verification"] for file in files if file["type"] == "Q8_0")
+    assert not any(file.get("kept") for file in files if file["type"] == "Q4_0")
+    record = json.loads((out / "export.json").read_text())
+    assert {entry["verify"] for entry in record["files"].values()} == {"full"}
+    again = export(*arguments, "--quant", "Q8_0,Q4_0", "--verify", "full", place=tmp_path)
+    assert all(file["kept"] for file in events(again.stdout)[-1]["files"])
+
+    header = read_header(shards[0])
+    info = next(info for info in header.tensors if info.name == "token_embd.weight")
+    data = bytearray(shards[0].read_bytes())
+    data[info.offset : info.offset + info.nbytes] = bytes(info.nbytes)
+    shards[0].write_bytes(data)
+    entry = record["files"][shards[0].name]
+    entry["shards"][0]["sha256"] = sha256_file(shards[0])
+    entry["verify"] = "quick"  # as if it had been so from the beginning
+    (out / "export.json").write_text(json.dumps(record))
+    wrong = export(*arguments, "--quant", "Q8_0,Q4_0", "--verify", "full", place=tmp_path)
+    assert wrong.returncode == 1
+    assert "Q8_0 failed its verification and was removed (1 other files passed and are kept)" in wrong.stderr
+    assert not any(path.exists() for path in shards)
+    assert {entry["type"] for entry in json.loads((out / "export.json").read_text())["files"].values()} == {"Q4_0"}
+
+
+@pytest.mark.slow
 def test_shards_are_those_llama_gguf_split_writes(nano: Path, convert: Any, tools: Path, tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
     (tmp_path / "ours").mkdir()

@@ -63,12 +63,12 @@ def test_a_cut_file_is_found(copy: Path, verify: Any) -> None:
 
 
 def test_nan_is_found_in_weights(tmp_path: Path) -> None:
-    from ftllm.errors import WorkError
+    from ftllm.errors import UserError
     from ftllm.export.plan import Plan, Planned
 
     plan = Plan("Q8_0", (Planned("w", (2, 32), 8),), 0)
     rows = np.full((2, 32), np.inf, np.float32)
-    with (tmp_path / "x").open("wb") as file, pytest.raises(WorkError, match="w holds NaN or infinite"):
+    with (tmp_path / "x").open("wb") as file, pytest.raises(UserError, match="w holds NaN or infinite"):
         stream_rows(rows, Output(plan, [Part(tmp_path / "x", b"", 1, file)]))
 
 
