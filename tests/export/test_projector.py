@@ -19,7 +19,6 @@ from ftllm.export.side import old_name
 from ftllm.llama.context import Context
 from ftllm.llama.header import read_header
 from ftllm.llama.model import Model
-from ftllm.llama.perplexity import Comparison
 from ftllm.progress import Reporter
 
 SIDE, POSITIONS = 56, 4  # of an image, as `tiny_models` has it
@@ -54,12 +53,11 @@ def test_an_image_is_seen(family: str, converter: Any, tmp_path: Path) -> None:
     pictures = [write_png(tmp_path / f"{colour}.png", colour, SIDE) for colour in ((250, 0, 0), (0, 0, 250))]
     found = [after_image(model, projector, picture) for picture in pictures]
     theirs = in_transformers(tiny.base, [(250, 0, 0), (0, 0, 250)], *found[0][:2])
+    # Logits have a standard deviation of 2.6 and differ by 0.003 at most; by 0.002 with a projector in 32 bits, and by
+    # 3 from one picture to the other. llama.cpp keeps its table of GELU in 16 bits, and the KV cache.
     for (_, _, ours), wanted in zip(found, theirs, strict=True):
-        comparison = Comparison()
-        comparison.add(wanted[None], ours[None], [])
-        assert comparison.result().kl_divergence < 1e-6
-    apart = np.abs(theirs[0] - theirs[1]).max()  # random weights, but they see the difference
-    assert apart > 5 * max(np.abs(ours - wanted).max() for (_, _, ours), wanted in zip(found, theirs, strict=True))
+        assert np.abs(ours - wanted).max() < 0.008
+    assert np.abs(theirs[0] - theirs[1]).max() > 1
     red = pictures[0]
     chat = ftllm("chat", model, "--mmproj", projector, "--image", red, "-p", "Hello", "--max-tokens", 5)
     assert chat.returncode == 0, chat.stderr

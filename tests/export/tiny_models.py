@@ -43,8 +43,9 @@ class Kind:
 
 
 def _vision(**text: Any) -> dict[str, Any]:
+    """With an MLP that is not square: llama.cpp takes a square one for a file of old that named its halves wrongly."""
     vision = {
-        "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 56,
+        "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 56,
         "patch_size": 14,
     }  # fmt: skip
     return {"text_config": {**GEMMA, **text}, "vision_config": vision, "mm_tokens_per_image": 4}
