@@ -122,12 +122,12 @@ def check_config(config: dict[str, Any], path: Path) -> None:
             f"{path}: init_lora_weights={start!r} changes the base's weights, so the adapter does not fit the original",
             "convert it with peft's path_initial_model_for_weight_conversion, or export the merged model",
         )
-    alphas = {"lora_alpha": config.get("lora_alpha", 8), **_pattern(config, "alpha_pattern", path)}
-    ranks = {"r": config.get("r", 8), **_pattern(config, "rank_pattern", path)}
-    for key, value in (alphas | ranks).items():
-        number = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
-        if not number or (key in ranks and (value < 1 or value != int(value))):
-            raise UserError(f"{path}: {key} is {value!r}, not a number that it can be", DAMAGED)
+    for key, value in {"lora_alpha": config.get("lora_alpha", 8), **_pattern(config, "alpha_pattern", path)}.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise UserError(f"{path}: the alpha of {key} is {value!r}, not a number", DAMAGED)
+    for key, value in {"r": config.get("r", 8), **_pattern(config, "rank_pattern", path)}.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(f"{path}: the rank of {key} is {value!r}, not a whole number from 1 on", DAMAGED)
 
 
 def _pattern(config: dict[str, Any], key: str, path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from ftllm import runs
 from ftllm.errors import UserError
 from ftllm.export.checkpoint import SETTINGS, base_files, check_checkpoint, read_json, weight_files
+from ftllm.export.lora import DAMAGED
 from ftllm.files import sha256_file
 from ftllm.hubfiles import repository_of, snapshot
 from ftllm.mirrors import is_four_bit, original
@@ -18,6 +19,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TRAINING = "training.json"  # what `ftllm train` knows of the base, beside the adapter
 BASE_FILES = ["*.safetensors", "*.json", "tokenizer.model", "*.jinja", "merges.txt", "vocab.txt", "README.md"]
+RECORD = "it is only a record of the training; remove it"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 WRITABLE = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -106,7 +108,7 @@ def _from_run(run: runs.Run, base: str | None, offline: bool) -> Source:
     if not (run.adapter / ADAPTER_WEIGHTS).is_file():
         status = manifest.get("status", "unknown")
         raise UserError(f"run {run.name} has no adapter (its status is {status})", "let its training finish first")
-    recorded: dict[str, Any] = manifest.get("base") or {}
+    recorded = _base_of(manifest, run.manifest)
     place = recorded.get("path")
     if recorded.get("repo") and place and not Path(place).is_dir():  # the cache was emptied since
         place = None
@@ -126,17 +128,26 @@ def _from_adapter(adapter: Path, base: str | None, offline: bool) -> Source:
     parent = runs.Run(adapter.parent)
     if runs.is_run(parent.path) and parent.adapter == adapter:
         return _from_run(parent, base, offline)
-    config = read_json(adapter / ADAPTER_CONFIG, "the adapter is damaged")
+    config = read_json(adapter / ADAPTER_CONFIG, DAMAGED)
     wanted = base or _named_base(adapter)
     directory, base_name = _base_directory(wanted, None if base else config.get("revision"), offline, str(adapter))
     named = str(config.get("base_model_name_or_path") or "")
     recorded: dict[str, Any] = {}
     if (adapter / TRAINING).is_file():
-        recorded = read_json(adapter / TRAINING, "it is only a record of the training; remove it").get("base") or {}
+        recorded = _base_of(read_json(adapter / TRAINING, RECORD), adapter / TRAINING)
     expected = _hashes(recorded)
     name = _stem(f"{base_name}-{adapter.name}")
     doubts = _unknown_weights(directory, expected) if expected else _doubts(adapter, directory, base_name, config)
     return Source(directory, base_name, adapter, None, name, Path("gguf"), expected, is_four_bit(named), doubts)
+
+
+def _base_of(record: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What a manifest, or `training.json`, says of the base."""
+    found = record.get("base") or {}
+    if not isinstance(found, dict):
+        hint = RECORD if path.name == TRAINING else "the run is damaged; train it again"
+        raise UserError(f"{path} does not describe a base", hint)
+    return found
 
 
 def _hashes(recorded: dict[str, Any]) -> dict[str, str]:
@@ -177,8 +188,11 @@ def _vocabulary(directory: Path) -> Any:
     if not path.is_file():
         return None
     found = read_json(path, "copy it again from the original")
-    added = {token["content"]: token["id"] for token in found.get("added_tokens") or []}
-    return (found.get("model") or {}).get("vocab"), added
+    try:
+        added = {token["content"]: token["id"] for token in found.get("added_tokens") or []}
+        return (found.get("model") or {}).get("vocab"), added
+    except (AttributeError, KeyError, TypeError):
+        raise UserError(f"{path} is not a tokenizer", "copy it again from the original") from None
 
 
 def _name_of(directory: Path) -> str:
@@ -187,7 +201,7 @@ def _name_of(directory: Path) -> str:
 
 
 def _named_base(adapter: Path) -> str:
-    named = read_json(adapter / ADAPTER_CONFIG, "the adapter is damaged").get("base_model_name_or_path")
+    named = read_json(adapter / ADAPTER_CONFIG, DAMAGED).get("base_model_name_or_path")
     if not named:
         raise UserError(f"{adapter} does not say what its base model is", "name it with --base")
     return original(str(named))

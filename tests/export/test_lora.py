@@ -63,6 +63,14 @@ def test_scales() -> None:
         ({"init_lora_weights": "pissa"}, "pissa"),
         ({"peft_type": "IA3"}, "IA3"),
         ({"something_new": 3}, "something_new=3"),
+        ({"init_lora_weights": ["pissa"]}, "pissa"),
+        ({"r": "four"}, "the rank of r is 'four', not a whole number"),
+        ({"r": 0}, "the rank of r is 0"),
+        ({"rank_pattern": {"q_proj": 2.5}}, "the rank of q_proj is 2.5"),
+        ({"rank_pattern": ["q_proj"]}, r"rank_pattern is \['q_proj'\], not numbers by module"),
+        ({"rank_pattern": {"(": 4}}, "no regular expression"),
+        ({"lora_alpha": None}, "the alpha of lora_alpha is None"),
+        ({"alpha_pattern": {"q_proj": float("inf")}}, "the alpha of q_proj is inf"),
     ],
 )
 def test_settings_that_cannot_be_merged_are_named(config: dict[str, Any], says: str, tmp_path: Path) -> None:

@@ -138,6 +138,24 @@ def test_what_is_no_source_is_refused(nano: Path, tmp_path: Path) -> None:
         source.resolve(str(tmp_path / "file"))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("adapter_config.json", b"\xff\xfe", "is not JSON, nor text at all"),
+        ("adapter_config.json", b"[]", "is not a JSON object"),
+        ("training.json", b'{"base": "nano"}', "training.json does not describe a base"),
+        ("training.json", b"", "training.json is not JSON"),
+        ("tokenizer.json", b'{"added_tokens": [4]}', "tokenizer.json is not a tokenizer"),
+    ],
+)
+def test_damage_beside_an_adapter_is_told(name: str, content: bytes, says: str, nano: Path, tmp_path: Path) -> None:
+    alone = Path(shutil.copytree(make_run(tmp_path, "run", nano).adapter, tmp_path / "alone"))
+    (alone / name).write_bytes(content)
+    with pytest.raises(UserError, match=says) as refused:
+        source.resolve(str(alone))
+    assert refused.value.hint
+
+
 def remove(name: str) -> Callable[[Path], Any]:
     return lambda base: (base / name).unlink()
 
