@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class Control:
 
     stop: bool = False
     answer_now: bool = False
-    sampling: SamplingOptions | None = None
+    sampling: deque[SamplingOptions] = field(default_factory=deque)  # changes, the oldest first
 
 
 @dataclass
@@ -237,9 +238,8 @@ class Speaker:
                 if course.control.stop:
                     reason = "stopped"
                     break
-                if course.control.sampling is not None:
-                    changed, course.control.sampling = course.control.sampling, None
-                    sampler.change(changed_sampling(sampler.sampling, changed))
+                while course.control.sampling:
+                    sampler.change(changed_sampling(sampler.sampling, course.control.sampling.popleft()))
                 why = None if text.pending else self._cut_reason(course, writer)
                 if why is not None:
                     if not self._close_thought(course, writer, sampler, why):
@@ -331,7 +331,7 @@ def sampling_of(model: Model, options: ReplyOptions) -> Sampling:
 
 def changed_sampling(sampling: Sampling, choice: SamplingOptions) -> Sampling:
     """`sampling` with what `choice` says; None says nothing."""
-    given = {field.name: getattr(choice, field.name) for field in fields(SamplingOptions)}
+    given = {one.name: getattr(choice, one.name) for one in fields(SamplingOptions)}
     return replace(sampling, **{name: value for name, value in given.items() if value is not None})
 
 

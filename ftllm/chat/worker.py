@@ -137,7 +137,7 @@ class Worker:
                         asked.answer_now = True
                 case SetSampling():
                     if asked := self._controls.get(command.reply):
-                        asked.sampling = command.sampling
+                        asked.sampling.append(command.sampling)
                 case Generate():
                     self._controls[command.reply] = Control()
                     self._commands.put(command)

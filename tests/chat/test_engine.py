@@ -137,6 +137,7 @@ def test_sampling_can_change_in_the_middle_of_a_reply(talk: Talk) -> None:
     number = talk.engine.generate([{"role": "user", "content": "D"}], options)
     begun = talk.until(lambda event: isinstance(event, TextDelta) and len(event.text) > 10)
     talk.engine.set_sampling(SamplingOptions(temperature=1.0))
+    talk.engine.set_sampling(SamplingOptions(top_p=1.0))  # before the next token: the first change stays
     more = talk.until(lambda event: isinstance(event, TextDelta) and len(set(event.text)) == 2)
     talk.engine.stop()
     talk.rest(number)

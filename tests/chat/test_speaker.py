@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ftllm.chat.events import AnyEvent, Done, Prepared, PromptProgress, Stats, TurnsDropped
-from ftllm.chat.options import LoadSettings, ReplyOptions
+from ftllm.chat.options import LoadSettings, ReplyOptions, SamplingOptions
 from ftllm.chat.session import Reply
 from ftllm.chat.speaker import Control, Speaker
 from ftllm.llama.model import Model
@@ -67,6 +69,21 @@ def test_preparation_gives_way(model: Model) -> None:
     assert not [event for event in events if isinstance(event, Prepared)]
     speaker.prepare(Control())
     assert [event for event in events if isinstance(event, Prepared)]
+
+
+def test_changes_of_sampling_between_two_tokens_add_up(model: Model) -> None:
+    changes = deque([SamplingOptions(temperature=0.0), SamplingOptions(repeat_penalty=1.5)])
+    texts = []
+    for options, control in (
+        (OPTIONS, Control(sampling=changes)),
+        (replace(OPTIONS, temperature=0.0, repeat_penalty=1.5), Control()),
+    ):
+        reply = Reply()
+        Speaker(model, LoadSettings(n_ctx=256), reply.feed).reply(
+            1, [{"role": "user", "content": "one"}], options, control
+        )
+        texts.append(reply.answer)
+    assert texts[0] == texts[1]
 
 
 def test_a_full_context(model: Model) -> None:
