@@ -45,7 +45,7 @@ class Figures:
 class Meter:
     """Folds events into `Figures`.
 
-    While a reply runs, its figures are counted here: thoughts tell their tokens, a piece of the answer counts as one.
+    While a reply runs, its figures are counted here; a piece of an answer that does not tell its tokens counts as one.
     The engine's own `Stats` replace the count at the end.
     """
 
@@ -54,7 +54,7 @@ class Meter:
         self._prompt_tokens = 0
         self._closed_thoughts = 0
         self._open_thought = 0
-        self._pieces = 0
+        self._answer = 0
         self._first_time: float | None = None
         self._running = False
 
@@ -65,7 +65,7 @@ class Meter:
 
     def asked(self) -> None:
         """A message was sent: a reply begins."""
-        self._prompt_tokens = self._closed_thoughts = self._open_thought = self._pieces = 0
+        self._prompt_tokens = self._closed_thoughts = self._open_thought = self._answer = 0
         self._first_time = None
         self._running = True
         self._set(state="reading", tokens_per_second=None, first_token=None)
@@ -90,7 +90,7 @@ class Meter:
                 self._closed_thoughts += event.tokens
                 self._open_thought = 0
             case TextDelta():
-                self._pieces += 1
+                self._answer = event.tokens or self._answer + 1
                 self._count(event.time, "answering")
             case Stats():
                 self._set(
@@ -106,7 +106,7 @@ class Meter:
                 self._set(state="ready" if isinstance(event, Done) else "failed")
 
     def _count(self, time: float, state: str) -> None:
-        tokens = self._closed_thoughts + self._open_thought + self._pieces
+        tokens = self._closed_thoughts + self._open_thought + self._answer
         if self._first_time is None:
             self._first_time = time
         seconds = time - self._first_time

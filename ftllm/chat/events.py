@@ -91,9 +91,10 @@ class ThinkEnd(Event):
 
 @dataclass(frozen=True)
 class TextDelta(Event):
-    """More of the answer."""
+    """More of the answer; `tokens` of the whole answer so far, 0 where they are not counted."""
 
     text: str
+    tokens: int = 0
 
 
 @dataclass(frozen=True)

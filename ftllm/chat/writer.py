@@ -116,7 +116,7 @@ class Writer:
         else:
             self.answered = True
             self.answer += text
-            self._emit(TextDelta(self._told, self._number, text))
+            self._emit(TextDelta(self._told, self._number, text, self.answer_tokens))
 
     def _end_thought(self, why: ThinkEndReason) -> None:
         self._flush()

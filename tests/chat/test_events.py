@@ -45,7 +45,8 @@ def test_round_trip(event: AnyEvent) -> None:
 
 
 def test_a_line_is_readable() -> None:
-    assert to_json(TextDelta(1.5, 2, "é")) == '{"event": "text_delta", "time": 1.5, "reply": 2, "text": "\\u00e9"}'
+    line = '{"event": "text_delta", "time": 1.5, "reply": 2, "text": "\\u00e9", "tokens": 3}'
+    assert to_json(TextDelta(1.5, 2, "é", 3)) == line
     assert from_json('{"event": "failed", "time": 0, "reply": 0, "message": "m", "hint": "", "log": ["a"]}') == Failed(
         0, 0, "m", "", log=("a",)
     )

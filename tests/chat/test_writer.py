@@ -40,7 +40,7 @@ def test_a_thought_is_timed_to_the_hundredth() -> None:
     assert start.time == pytest.approx(100.2)
     assert thought_title(end.seconds) == "Thought for 7.40 seconds"
     assert end.tokens == 7
-    assert stage.told[4] == TextDelta(stage.now, 1, "42")
+    assert stage.told[4] == TextDelta(stage.now, 1, "42", tokens=1)
     assert (stage.writer.thought_tokens, stage.writer.answer_tokens) == (7, 1)
 
 
@@ -49,7 +49,8 @@ def test_deltas_are_coalesced_but_the_first_goes_out_at_once() -> None:
     for _ in range(9):
         stage.say("a", after=1 / 128)
     stage.writer.finish("", why="unclosed")
-    assert [event.text for event in stage.told if isinstance(event, TextDelta)] == ["a", "aaa", "aaa", "aa"]
+    deltas = [(event.text, event.tokens) for event in stage.told if isinstance(event, TextDelta)]
+    assert deltas == [("a", 1), ("aaa", 4), ("aaa", 7), ("aa", 9)]
 
 
 def test_slow_tokens_go_out_one_by_one() -> None:

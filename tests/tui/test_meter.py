@@ -69,6 +69,9 @@ def test_speed_while_it_runs() -> None:
     meter.take(TextDelta(4.0, 1, "c"))
     assert meter.figures.tokens_per_second == pytest.approx(11.0)
     assert meter.figures.context_tokens == 30 + 22 + 1
+    meter.take(TextDelta(5.0, 1, "many", tokens=21))
+    assert meter.figures.tokens_per_second == pytest.approx(14.0)
+    assert meter.figures.context_tokens == 30 + 22 + 21
 
 
 def test_the_engines_own_figures_are_the_last_word() -> None:
