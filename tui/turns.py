@@ -23,7 +23,7 @@ from ftllm.chat.events import (
     TurnsDropped,
 )
 from ftllm.chat.options import ThoughtMode
-from ftllm.chat.session import thought_title
+from ftllm.chat.session import thought_title, thoughts_of
 from ftllm.chat.store import Node
 from tui.growing import GrowingProse
 from tui.look import Page
@@ -64,7 +64,7 @@ class Turn(ABC):
     Attributes:
         node: the message's number in the store; None for a remark of the program.
         branch: its place among those beside it, from 1, and their number.
-        key: what to press for an answer now.
+        key: what to press for an answer now; empty where no key does that.
         running: more of it is to come.
     """
 
@@ -185,16 +185,17 @@ class ReplyTurn(Turn):
         """A reply from the store."""
         turn = cls(clock, node=node.id, branch=(node.branch, node.branches), mode=mode, byline=byline)
         turn.running = False
-        message = node.message
-        if message.thought:
+        message, said = node.message, 0
+        for thought in thoughts_of(message):
+            turn._say(message.content[said : thought.at])
+            said = max(said, thought.at)
             facts = [
-                thought_title(message.thought_seconds) if message.thought_seconds else "Thought",
-                counted(message.thought_tokens, "token") if message.thought_tokens else "",
-                THOUGHT_NOTES[message.thought_end or "closed"],
+                thought_title(thought.seconds) if thought.seconds else "Thought",
+                counted(thought.tokens, "token") if thought.tokens else "",
+                THOUGHT_NOTES[thought.end],
             ]
-            turn._parts.append(Thought.finished(message.thought, " - ".join(filter(None, facts)), mode))
-        if message.content:
-            turn._parts.append(harmless(message.content))
+            turn._parts.append(Thought.finished(thought.text, " - ".join(filter(None, facts)), mode))
+        turn._say(message.content[said:])
         if node.error:
             turn._parts.append(Note(node.error, failure=True))
         elif note := REPLY_NOTES[message.stop_reason or "stop"]:
@@ -202,6 +203,11 @@ class ReplyTurn(Turn):
         elif not message.content:
             turn._parts.append(Note(NO_ANSWER))
         return turn
+
+    def _say(self, text: str) -> None:
+        """A complete part of the answer."""
+        if text.strip():
+            self._parts.append(harmless(text.rstrip().lstrip("\n")))
 
     def resume(self) -> None:
         """The reply goes on where it ended."""

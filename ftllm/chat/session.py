@@ -29,10 +29,22 @@ ThoughtEnd = ThinkEndReason | Literal["interrupted"]
 
 
 @dataclass(frozen=True)
+class OneThought:
+    """One of several thoughts of a reply; `at` is how much of the answer, in characters, was said before it."""
+
+    text: str
+    seconds: float
+    tokens: int
+    end: ThoughtEnd
+    at: int
+
+
+@dataclass(frozen=True)
 class ChatMessage:
     """One turn. `images` are files that the person shows; the fields between are the assistant's only.
 
-    `thought_end` says why its last thought ended; None where there was none, or nobody knows any more.
+    `thought_end` says why its last thought ended; None where there was none, or nobody knows any more. `thoughts` has
+    them one by one where there are several, whose sums the other fields hold.
     """
 
     role: Literal["system", "user", "assistant"]
@@ -44,6 +56,7 @@ class ChatMessage:
     stop_reason: StopReason | None = None
     stats: Stats | None = None
     thought_end: ThoughtEnd | None = None
+    thoughts: tuple[OneThought, ...] = ()
     images: tuple[str, ...] = ()
 
 
@@ -58,6 +71,9 @@ class Reply:
     thought_seconds: float = 0.0
     thought_tokens: int = 0
     thought_end: ThoughtEnd | None = None  # of the last thought with anything in it
+    ended: list[OneThought] = field(
+        default_factory=list
+    )  # thoughts with anything in them; `at` of the answer unstripped
     stats: Stats | None = None
     loop: LoopSuspected | None = None  # the last one
     dropped: int = 0  # the oldest turns, which the model no longer saw
@@ -76,8 +92,7 @@ class Reply:
                 self.thinking, self.thinking_since = False, None
                 self.thought_seconds += event.seconds
                 self.thought_tokens += event.tokens
-                if self.thoughts[-1].strip():
-                    self.thought_end = event.why
+                self._end_thought(event.seconds, event.tokens, event.why)
             case TextDelta():
                 self.answer += event.text
             case LoopSuspected():
@@ -89,12 +104,18 @@ class Reply:
             case Done() | Failed():
                 self.end = event
                 if self.thinking_since is not None:  # the engine died in the middle of a thought
-                    self.thought_seconds += max(0.0, self.last_time - self.thinking_since)
-                    self.thought_end = "interrupted"
+                    seconds = max(0.0, self.last_time - self.thinking_since)
+                    self.thought_seconds += seconds
+                    self._end_thought(seconds, 0, "interrupted")
                 self.thinking, self.thinking_since = False, None
             case _:
                 pass
         self.last_time = event.time
+
+    def _end_thought(self, seconds: float, tokens: int, why: ThoughtEnd) -> None:
+        if text := self.thoughts[-1].strip():
+            self.thought_end = why
+            self.ended.append(OneThought(text, seconds, tokens, why, len(self.answer)))
 
     @property
     def thought(self) -> str:
@@ -117,7 +138,18 @@ class Reply:
             stop_reason=reason,
             stats=self.stats,
             thought_end=self.thought_end,
+            thoughts=self._one_by_one(),
         )
+
+    def _one_by_one(self) -> tuple[OneThought, ...]:
+        """The thoughts where there are several, at their places in the answer as `message` has it."""
+        ended = list(self.ended)
+        if self.thinking_since is not None and (text := self.thoughts[-1].strip()):
+            ended.append(OneThought(text, self.last_time - self.thinking_since, 0, "interrupted", len(self.answer)))
+        if len(ended) < 2:
+            return ()
+        blank = len(self.answer) - len(self.answer.lstrip())
+        return tuple(replace(one, at=max(one.at - blank, 0)) for one in ended)
 
 
 @dataclass
@@ -168,6 +200,14 @@ def continuation_of(system: str | None, messages: Sequence[ChatMessage]) -> list
     last = messages[-1]
     begun = {"role": "assistant", "content": last.content, "reasoning_content": last.thought}
     return [*context_of(system, messages[:-1]), begun]
+
+
+def thoughts_of(reply: ChatMessage) -> list[OneThought]:
+    """The thoughts of a reply, one by one."""
+    if reply.thoughts or not reply.thought:
+        return list(reply.thoughts)
+    end = reply.thought_end or "closed"
+    return [OneThought(reply.thought, reply.thought_seconds, reply.thought_tokens, end, 0)]
 
 
 def thought_title(seconds: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ftllm.chat.events import Done, Failed, Stats, TextDelta, ThinkDelta, ThinkEnd, ThinkStart
-from ftllm.chat.session import Reply, Session, thought_title
+from ftllm.chat.session import ChatMessage, OneThought, Reply, Session, thought_title, thoughts_of
 
 STATS = Stats(9.0, 1, 12, 0, 7, 4, 7.4, 0.1, 50.0, 256, 23)
 
@@ -41,6 +41,27 @@ def test_a_crash_in_a_thought_keeps_what_was_thought_and_how_long() -> None:
     assert reply.message.thought == "half a tho"
     assert reply.message.thought_seconds == 2.5
     assert (reply.message.stop_reason, reply.message.thought_end) == ("failed", "interrupted")
+
+
+def test_several_thoughts_keep_their_places_and_ends() -> None:
+    failed = Failed(99.0, 1, "the engine was ended by SIGKILL", "", crashed=True)
+    events = (
+        *(ThinkStart(0, 1), ThinkDelta(0, 1, "one\n", 1), ThinkEnd(1, 1, "budget", 1.0, 3)),
+        *(ThinkStart(1, 1), ThinkEnd(1, 1, "closed", 0.0, 2)),  # an empty one
+        TextDelta(2, 1, "\n\nfirst "),
+        *(ThinkStart(3, 1), ThinkDelta(4, 1, "two", 1)),
+    )
+    one, two = OneThought("one", 1.0, 3, "budget", 0), OneThought("two", 1.0, 0, "interrupted", 6)
+    assert reply_of(*events).message.thoughts == (one, two)
+    message = reply_of(*events, failed).message
+    assert (message.content, message.thought, message.thoughts) == ("first", "one\n\ntwo", (one, two))
+    assert message.thought_seconds == 2.0
+
+
+def test_one_thought_is_a_list_of_one() -> None:
+    assert thoughts_of(ChatMessage("assistant", "7")) == []
+    (one,) = thoughts_of(ChatMessage("assistant", "7", "hm", 1.5, 3, thought_end="loop"))
+    assert one == OneThought("hm", 1.5, 3, "loop", 0)
 
 
 def test_an_empty_thought_has_no_end_to_tell() -> None:

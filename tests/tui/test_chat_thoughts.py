@@ -240,3 +240,29 @@ async def test_a_turn_without_an_answer_is_told_so() -> None:
         stage.screen.open_session(info.id)  # and so it is when it is read again
         await stage.settle(pilot)
         assert notes(stage) == ["The model ended its turn without an answer."]
+
+
+async def test_several_thoughts_are_opened_again_as_they_were() -> None:
+    stage = Stage()
+    async with stage.app.run_test() as pilot:
+        stage.engine.ready()
+        await stage.settle(pilot)
+        await stage.say(pilot, "Think twice!")
+        stage.engine.think("so\n")
+        stage.engine.end_thought(1.0, 3, "budget")
+        stage.engine.text("First:\n\n```\na\n```\n")
+        stage.engine.think("or so")
+        stage.engine.end_thought(2.0, 5)
+        stage.engine.text("Second:\n\n```\nb\n```\n")
+        stage.engine.done()
+        await stage.settle(pilot)
+        before = stage.drawn()
+        assert [line for line in before if "Thought" in line] == [
+            "▸ Thought for 1.00 seconds - 3 tokens - budget used up",
+            "▸ Thought for 2.00 seconds - 5 tokens",
+        ]
+        info = stage.screen.conversation.info
+        assert info is not None
+        stage.screen.open_session(info.id)
+        await stage.settle(pilot)
+        assert stage.drawn() == before

@@ -86,6 +86,9 @@ MIGRATIONS = (
     """
     ALTER TABLE messages ADD COLUMN thought_end TEXT;  -- why the last thought ended; NULL: not known
     """,
+    """
+    ALTER TABLE messages ADD COLUMN thoughts TEXT NOT NULL DEFAULT '[]';  -- JSON: OneThought each, of several
+    """,
 )
 
 

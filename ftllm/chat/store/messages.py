@@ -12,7 +12,7 @@ from typing import Any
 
 from ftllm.chat.events import Stats
 from ftllm.chat.options import ReplyOptions
-from ftllm.chat.session import ChatMessage
+from ftllm.chat.session import ChatMessage, OneThought
 from ftllm.chat.store.database import Store
 from ftllm.chat.store.images import from_row, keep, to_row
 from ftllm.chat.store.sessions import settings_from_json, settings_to_json, title_of
@@ -141,8 +141,8 @@ def add_message(
     with store.writing() as db:
         cursor = db.execute(
             "INSERT INTO messages(session_id, parent_id, role, content, thought, thought_seconds, thought_tokens,"
-            " answer_tokens, stop_reason, thought_end, error, stats, model, model_hash, options, created, images)"
-            " VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " answer_tokens, stop_reason, thought_end, thoughts, error, stats, model, model_hash, options, created,"
+            " images) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 session,
                 after,
@@ -184,7 +184,7 @@ def update_message(store: Store, node: int, message: ChatMessage, error: str = "
     with store.writing() as db:
         db.execute(
             "UPDATE messages SET content = ?, thought = ?, thought_seconds = ?, thought_tokens = ?, answer_tokens = ?,"
-            " stop_reason = ?, thought_end = ?, error = ?, stats = ? WHERE id = ?",
+            " stop_reason = ?, thought_end = ?, thoughts = ?, error = ?, stats = ? WHERE id = ?",
             (*_values(message), error, _stats_to_json(message.stats), node),
         )
         db.execute(
@@ -254,6 +254,7 @@ def _values(message: ChatMessage) -> tuple[object, ...]:
         message.answer_tokens,
         message.stop_reason,
         message.thought_end,
+        json.dumps([asdict(thought) for thought in message.thoughts]),
     )
 
 
@@ -282,6 +283,7 @@ def _node(row: dict[str, Any], images: Path | None) -> Node:
             stop_reason=row["stop_reason"],
             stats=stats_from(row["stats"]),
             thought_end=row["thought_end"],
+            thoughts=tuple(OneThought(**thought) for thought in json.loads(row["thoughts"])),
         ),
         author=Author(
             row["model"],

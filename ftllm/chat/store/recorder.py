@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from ftllm.chat.events import AnyEvent, Done, Failed
-from ftllm.chat.session import ChatMessage, Reply
+from ftllm.chat.session import ChatMessage, Reply, thoughts_of
 from ftllm.chat.store.database import Store
 from ftllm.chat.store.messages import Author, Node, add_message, get_node, update_message
 from ftllm.errors import UserError
@@ -40,6 +40,7 @@ class Recorder:
             thought_seconds=old.thought_seconds,
             thought_tokens=old.thought_tokens,
             thought_end=old.thought_end,
+            ended=thoughts_of(old),
         )
         self._store = store
         self._before = old

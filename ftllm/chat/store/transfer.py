@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ftllm.chat.options import ReplyOptions
-from ftllm.chat.session import ChatMessage, StopReason, ThoughtEnd, thought_title
+from ftllm.chat.session import ChatMessage, OneThought, StopReason, ThoughtEnd, thought_title
 from ftllm.chat.store.database import Store
 from ftllm.chat.store.images import keep_bytes
 from ftllm.chat.store.messages import Author, Node, add_message, all_nodes, show_node, shown, stats_from
@@ -217,6 +217,7 @@ def _node_to_json(node: Node, numbers: Mapping[int, int]) -> dict[str, Any]:
             "answer_tokens": message.answer_tokens,
             "stop_reason": message.stop_reason,
             "thought_end": message.thought_end,
+            "thoughts": [asdict(thought) for thought in message.thoughts],
             "error": node.error,
             "stats": None if message.stats is None else asdict(message.stats),
             "model": author.model,
@@ -249,7 +250,17 @@ def _message_from_json(value: Mapping[str, Any], store: Store) -> ChatMessage:
         stop_reason=reason,
         stats=None if stats is None else stats_from(json.dumps(stats)),
         thought_end=end,
+        thoughts=_thoughts_from_json(value.get("thoughts") or []),
     )
+
+
+def _thoughts_from_json(value: object) -> tuple[OneThought, ...]:
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(tuple[OneThought, ...]).validate_python(value)
+    except ValidationError as error:
+        raise ValueError(f"thoughts: {error.errors()[0]['msg']}") from None
 
 
 def _author_from_json(value: Mapping[str, Any]) -> Author:

@@ -109,6 +109,19 @@ def test_a_continued_reply_grows(store: Store) -> None:
     assert chats.get_session(store, 1).messages == 2
 
 
+def test_a_continued_reply_keeps_its_thoughts_apart(store: Store) -> None:
+    recorder = begin(store)
+    thought = (ThinkStart(0, 1), ThinkDelta(0, 1, "Hm.", 1), ThinkEnd(2, 1, "budget", 2.0, 3))
+    for event in (*thought, TextDelta(2, 1, "one"), STATS, Done(3, 1, "length")):
+        recorder.feed(event)
+    assert chats.get_node(store, recorder.node).message.thoughts == ()
+    more = chats.continue_reply(store, recorder.node)
+    for event in (*thought, TextDelta(0, 2, " two"), STATS, Done(1, 2, "stop")):
+        more.feed(event)
+    thoughts = chats.get_node(store, recorder.node).message.thoughts
+    assert [(thought.end, thought.at) for thought in thoughts] == [("budget", 0), ("budget", 3)]
+
+
 def test_what_came_is_written_between_by_itself_even_when_nothing_more_comes(store: Store) -> None:
     recorder = begin(store)
     recorder.feed(TextDelta(1.0, 1, "so far"))

@@ -12,7 +12,7 @@ import pytest
 from ftllm.chat import store as chats
 from ftllm.chat.events import Stats
 from ftllm.chat.options import ReplyOptions
-from ftllm.chat.session import ChatMessage
+from ftllm.chat.session import ChatMessage, OneThought
 from ftllm.chat.store import Author, Node, Store
 from ftllm.errors import UserError
 
@@ -31,7 +31,8 @@ def session(store: Store) -> int:
     info = chats.create_session(store, system="Be brief.", model="nano.gguf", options=ReplyOptions(top_k=3))
     asked = chats.add_user(store, info.id, "What is 6 * 7?", after=None)
     author = Author("models/nano.gguf", "abc", ReplyOptions(seed=1))
-    reply = ChatMessage("assistant", "`42`", "6 * 7\n= 42", 7.4, 7, 4, "stop", STATS, "budget")
+    thoughts = (OneThought("6 * 7", 7.0, 4, "budget", 0), OneThought("= 42", 0.4, 3, "closed", 1))
+    reply = ChatMessage("assistant", "`42`", "6 * 7\n= 42", 7.4, 7, 4, "stop", STATS, "closed", thoughts)
     first = chats.add_message(store, info.id, reply, after=asked.id, author=author)
     failed = ChatMessage("assistant", "4", stop_reason="failed")
     chats.add_message(store, info.id, failed, after=asked.id, author=author, error="the engine was ended by SIGKILL")
@@ -135,6 +136,7 @@ def whole(store: Store, session: int) -> dict[str, Any]:
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "not a whole session"),
         ({"messages": [{"role": "assistant", "content": "x", "stop_reason": "bored"}]}, "bored"),
         ({"messages": [{"role": "assistant", "content": "x", "thought_end": "tired"}]}, "tired"),
+        ({"messages": [{"role": "assistant", "content": "x", "thoughts": [{"text": "hm"}]}]}, "thoughts"),
         ({"messages": 3}, "not a whole session"),
         ({"title": 3}, "title is not text"),
         ({"system": {"a": 1}}, "system"),
