@@ -23,6 +23,7 @@ from ftllm.files import write_text
 from tui.app import ChatApp
 from tui.inbox import Inbox
 from tui.screens.chat import ChatScreen
+from tui.setup import Setup
 from tui.widgets.composer import Composer
 
 PROMPTS = ("Hello! Who are you?", "What is 347 + 586?")
@@ -61,7 +62,7 @@ def picture(model: Path, prompts: list[str], size: tuple[int, int]) -> str:
     with Engine(inbox.put) as engine, memory_store() as store:
         options = ChatOptions(reply=ReplyOptions(temperature=0.0))
         engine.load(model, options.load)
-        ChatApp(engine, inbox, store, model, options).run(headless=True, size=size, auto_pilot=pose)
+        ChatApp(Setup(engine, inbox, store, model, options)).run(headless=True, size=size, auto_pilot=pose)
     if not drawn:
         raise SystemExit("no picture was taken")
     return re.sub(r"@font-face\s*\{[^}]*\}\s*", "", drawn[0])

@@ -23,7 +23,7 @@ from ftllm.chat.voice import Voice
 from ftllm.errors import UserError
 from tui.inbox import Inbox
 from tui.screens.chat import ChatScreen
-from tui.talker import Talker
+from tui.setup import Setup
 
 STATE_SECONDS = 15.0
 """How long leaving waits for what the model has read to be written; a gigabyte takes one or two."""
@@ -39,13 +39,7 @@ class ChatApp(App[None]):
     """A conversation in the terminal.
 
     Args:
-        talker: the engine, already told to load the model.
-        inbox: where the engine leaves its events.
-        store: where conversations are kept.
-        model: the model.
-        options: how it was loaded and how replies are made.
-        clock: seconds, for what is timed on the screen.
-        notice: what the person is to be told at the start.
+        setup: whom one talks to, and what surrounds that.
     """
 
     TITLE = "ftllm"
@@ -56,23 +50,14 @@ class ChatApp(App[None]):
         Binding("f9", "toggle_dark", "Change between light and dark", show=False),
     ]
 
-    def __init__(
-        self,
-        talker: Talker,
-        inbox: Inbox,
-        store: Store,
-        model: Target,
-        options: ChatOptions,
-        clock: Callable[[], float] = time.monotonic,
-        notice: str = "",
-    ) -> None:
+    def __init__(self, setup: Setup) -> None:
         super().__init__()
-        self.conversation = ChatScreen(talker, inbox, store, model, options, clock, notice)
-
-        if theme := (options.defaults.values.get("theme") if options.defaults else None):
+        self.conversation = ChatScreen(setup)
+        defaults = setup.options.defaults
+        if defaults is not None and (theme := defaults.values.get("theme")):
             if theme not in self.available_themes:
                 raise UserError(
-                    f"{options.defaults.path}: there is no theme {theme}",  # type: ignore[union-attr]
+                    f"{defaults.path}: there is no theme {theme}",
                     f"there are {', '.join(sorted(self.available_themes))}",
                 )
             self.theme = str(theme)
@@ -111,13 +96,15 @@ def run_chat(model: Target, options: ChatOptions) -> int:
         the program's exit code.
     """
     options = replace(options, defaults=options.defaults or read_defaults(default_path()))
+    if isinstance(model, Path):
+        model = model.absolute()  # sessions remember it, wherever they are opened again
     inbox = Inbox()
     store, notice = _store()
     with Voice(inbox.put) as voice, store:
         voice.load(model, options.load)
-        app = ChatApp(voice, inbox, store, model, options, notice=notice)
+        app = ChatApp(Setup(voice, inbox, store, model, options, notice=notice))
         app.run()
-        if app.conversation.saving is not None:
+        if app.conversation.saving:
             _wait_for_state(inbox)
     return app.return_code or 0
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ftllm.chat import store as chats
-from ftllm.chat.events import AnyEvent, Done, Failed
-from ftllm.chat.options import ChatOptions, ReplyOptions
-from ftllm.chat.remote import Target
+from ftllm.chat.events import AnyEvent, Done, Failed, Loaded
+from ftllm.chat.options import ChatOptions, LoadSettings, ReplyOptions
+from ftllm.chat.remote import Remote, Target, parse_remote
 from ftllm.chat.session import ChatMessage, context_of, continuation_of
 from ftllm.chat.store import Author, Node, Recorder, SessionInfo, Store
 from ftllm.errors import UserError
@@ -27,6 +27,7 @@ class Conversation:
         info: the session as it was when it was opened; None while it has no message.
         nodes: the messages shown, oldest first.
         model: what is talked to.
+        load: how it is loaded.
         model_hash: its fingerprint, once it is loaded.
         options: how replies are made from now on.
         system: the system prompt.
@@ -37,6 +38,7 @@ class Conversation:
     def __init__(self, store: Store, talker: Talker, model: Target, options: ChatOptions) -> None:
         self.store = store
         self.model = model
+        self.load = options.load
         self.model_hash = ""
         self.options = options.reply
         self.system = options.system
@@ -52,6 +54,11 @@ class Conversation:
     def busy(self) -> bool:
         """Whether a reply is under way."""
         return self.recorder is not None
+
+    @property
+    def remote(self) -> bool:
+        """Whether an endpoint is talked to, which need not do all that is asked of it."""
+        return isinstance(self.model, Remote)
 
     @property
     def messages(self) -> list[ChatMessage]:
@@ -76,17 +83,31 @@ class Conversation:
         """Read the messages again."""
         self.nodes = chats.shown(self.store, self.info.id) if self.info else []
 
-    def change(
-        self, *, system: str | None = None, options: ReplyOptions | None = None, model: Target | None = None
-    ) -> None:
+    def change(self, *, system: str | None = None, options: ReplyOptions | None = None) -> None:
         """Go on in another way from now on; an empty system prompt is none."""
         if system is not None:
             self.system = system or None
         self.options = options or self.options
-        self.model = model or self.model
         if self.info is not None:
-            chats.change_session(self.store, self.info.id, model=str(self.model), options=self.options)
+            chats.change_session(self.store, self.info.id, options=self.options)
             chats.set_system(self.store, self.info.id, self.system)
+
+    # With whom
+
+    def talk_to(self, model: Target, load: LoadSettings) -> None:
+        """Go on with another model, or with this one loaded in another way; the next reply's session remembers it."""
+        self.model, self.load, self.model_hash = model, load, ""
+
+    def loaded(self, event: Loaded) -> None:
+        """The model is there."""
+        self.model_hash = event.fingerprint
+        if isinstance(self.model, Remote) and not self.model.model:
+            self.model = parse_remote(event.path)  # an endpoint's only model has a name now
+
+    def remember_model(self) -> None:
+        """Let the session be opened with this model from now on."""
+        if self.info is not None:
+            chats.change_session(self.store, self.info.id, model=str(self.model), load=self.load)
 
     def keep_view(self, view: dict[str, Any]) -> None:
         """Remember what the screen wants to find again."""
@@ -99,7 +120,12 @@ class Conversation:
         """Add the person's turn, with the `images`, and ask for a reply; the turn."""
         with self.store.writing():
             info = self.info or chats.create_session(
-                self.store, title=self.title, system=self.system, model=str(self.model), options=self.options
+                self.store,
+                title=self.title,
+                system=self.system,
+                model=str(self.model),
+                load=self.load,
+                options=self.options,
             )
             after = chats.last_of(self.nodes)
             asked = chats.add_user(self.store, info.id, text, after=after, images=self.images)
@@ -170,7 +196,9 @@ class Conversation:
     def _begin(self, after: int) -> None:
         assert self.info is not None
         author = Author(str(self.model), self.model_hash, self.options)
-        self.recorder = chats.begin_reply(self.store, self.info.id, after=after, author=author)
+        with self.store.writing():
+            self.remember_model()
+            self.recorder = chats.begin_reply(self.store, self.info.id, after=after, author=author)
         self.refresh()
         self._generate(context_of(self.system, self.messages[:-1]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,6 +94,15 @@ def named(text: str, entries: Sequence[Entry], runs: Path) -> Target:
     if is_address(text):
         return parse_remote(text)
     return choose(text, runs).path.absolute()
+
+
+def kept_target(model: str) -> Target | None:
+    """Whom a session was held with, as the store has it; None where that is not known, or not there any more."""
+    if is_address(model):
+        with suppress(UserError):
+            return parse_remote(model)
+    path = Path(model)
+    return path.absolute() if model and path.is_file() else None
 
 
 def same(one: Target, other: Target) -> bool:

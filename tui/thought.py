@@ -19,6 +19,8 @@ TAIL_LINES = 12
 RECENT_CHARACTERS = 8000
 """Enough for `TAIL_LINES` of any terminal, so that a paint costs the same however long the thought has become."""
 BAR_CELLS = 16
+BUDGET_SLACK = 32
+"""Tokens over its budget that a thought may be: it is closed at the end of a character, with a few words."""
 
 
 class Thought:
@@ -99,14 +101,16 @@ class Thought:
         """Framed lines: the title, then the tail or the whole thought where it is open.
 
         Args:
-            key: what to press for an answer now.
+            key: what to press for an answer now; empty where no key does that.
         """
         if not self.shown:
             return []
         lines = [self._title_line(page)]
         if self.live and self.repeats:
-            told = f"repeating itself (x{self.repeats}), press {key} to answer now"
-            lines += page.plain(told, page.look["warning"])
+            what_to_do = f"press {key} to answer now" if key else "Esc stops the reply"
+            lines += page.plain(f"repeating itself (x{self.repeats}), {what_to_do}", page.look["warning"])
+        if self.live and self._budget and self.tokens > self._budget + BUDGET_SLACK:
+            lines += page.plain(f"the endpoint ignores the budget of {self._budget:,}", page.look["warning"])
         if self.open:
             muted, bar = page.look["muted"], ("│", page.look["thought-bar"])
             if self.live:

@@ -164,8 +164,19 @@ REPLY_SETTINGS = (
 THOUGHTS = Setting("thoughts", "Thoughts are", "thoughts", "How thoughts are shown", choices=get_args(ThoughtMode))
 THEME = Setting("theme", "Theme", "theme", "The colours of the screen")
 SETTINGS = (SYSTEM, *REPLY_SETTINGS, THOUGHTS, THEME)
+ENDPOINT_DECIDES = ("overflow", "speculate")
+"""Settings of the engine on this machine, which are not sent to an endpoint."""
+ENDPOINT_MAY_IGNORE = ("min_p", "top_k", "repeat_penalty", "think", "think_budget", "template_kwargs")
+"""Settings that OpenAI's API does not have: an endpoint that does not know them ignores them, and does not say so."""
 BY_NAME = {setting.name: setting for setting in SETTINGS}
 OF_REPLIES = tuple(setting.name for setting in REPLY_SETTINGS)
+
+
+def at_endpoint(setting: Setting) -> str:
+    """How far a setting reaches with a model behind an endpoint; empty where it does what it says."""
+    if setting.name in ENDPOINT_DECIDES:
+        return "the endpoint decides that itself"
+    return "the endpoint may ignore it" if setting.name in ENDPOINT_MAY_IGNORE else ""
 
 
 def values_of(system: str | None, options: ReplyOptions) -> dict[str, Value]:

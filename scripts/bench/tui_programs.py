@@ -107,11 +107,12 @@ def play(kind: str, rate: str) -> None:
     from ftllm.chat.store import memory_store
     from tui.app import ChatApp
     from tui.inbox import Inbox
+    from tui.setup import Setup
     from tui.widgets.composer import Composer
 
     inbox = Inbox()
     inbox.put(Loaded(0.0, 0, "recorded.gguf", "", 16384, 16384, 0, 0, 0.0, shares_cores=True))
-    app = ChatApp(Player(inbox.put, kind, rate), inbox, memory_store(), Path("recorded.gguf"), ChatOptions())
+    app = ChatApp(Setup(Player(inbox.put, kind, rate), inbox, memory_store(), Path("recorded.gguf"), ChatOptions()))
     app.call_later(lambda: app.screen.post_message(Composer.Sent("Go.")))
     app.run()
 
@@ -124,6 +125,7 @@ def open_long(messages: int, rate: str, figures: Path) -> None:
     from ftllm.chat.store import add_message, create_session, last_of, memory_store, shown
     from tui.app import ChatApp
     from tui.inbox import Inbox
+    from tui.setup import Setup
     from tui.widgets.composer import Composer
     from tui.widgets.transcript import Transcript
 
@@ -141,7 +143,7 @@ def open_long(messages: int, rate: str, figures: Path) -> None:
 
     inbox = Inbox()
     inbox.put(Loaded(0.0, 0, "recorded.gguf", "", 16384, 16384, 0, 0, 0.0, shares_cores=True))
-    app = ChatApp(Player(inbox.put, "mixed", rate), inbox, store, Path("recorded.gguf"), ChatOptions())
+    app = ChatApp(Setup(Player(inbox.put, "mixed", rate), inbox, store, Path("recorded.gguf"), ChatOptions()))
 
     async def measure() -> None:
         await asyncio.sleep(1)
@@ -191,6 +193,7 @@ def chat(model: Path, tokens: int, figures: Path) -> None:
     from ftllm.chat.voice import Voice
     from tui.app import ChatApp
     from tui.inbox import Inbox
+    from tui.setup import Setup
 
     inbox = Inbox()
     options = measured(tokens)
@@ -215,7 +218,7 @@ def chat(model: Path, tokens: int, figures: Path) -> None:
 
     with Voice(put) as voice, open_store() as store:
         voice.load(model)
-        app = ChatApp(voice, inbox, store, model, options)
+        app = ChatApp(Setup(voice, inbox, store, model, options))
         app.run()
 
 

@@ -21,6 +21,7 @@ from ftllm.chat.store import memory_store
 from tui.app import ChatApp
 from tui.inbox import Inbox
 from tui.screens.chat import ChatScreen
+from tui.setup import Setup
 from tui.turns import Remark, ReplyTurn
 from tui.widgets.composer import Composer
 from tui.widgets.transcript import Transcript
@@ -80,7 +81,7 @@ async def talk(model: Path) -> AsyncIterator[Talk]:
     inbox = Inbox()
     with Engine(inbox.put) as engine, memory_store() as store:
         engine.load(model, OPTIONS.load)
-        async with ChatApp(engine, inbox, store, model, OPTIONS).run_test() as pilot:
+        async with ChatApp(Setup(engine, inbox, store, model, OPTIONS)).run_test() as pilot:
             yield Talk(pilot, engine)
 
 
@@ -151,7 +152,7 @@ async def test_a_session_opened_again_is_not_read_again(
         first = chat.screen.conversation.info
         assert first is not None
         await chat.pilot.press("f6")
-        await chat.until(lambda: chat.screen.saving is None)
+        await chat.until(lambda: not chat.screen.saving)
         assert [path.suffix for path in (tmp_path / "ftllm" / "states").iterdir() if path.suffix == ".kv"] == [".kv"]
         await chat.say("L")  # leaves other things in the cache
         await chat.until(lambda: "la lila" in chat.drawn())

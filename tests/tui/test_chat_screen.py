@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from textual import events
 from textual.widgets import Static
 from tui_stage import MODEL, STEPS, Stage, answers, converse, notes, shown, status, titles
 
@@ -317,3 +318,14 @@ async def test_resizing_while_it_streams() -> None:
             await stage.settle(pilot)
         assert stage.transcript.at_end
         assert "│ " + STEPS[-1].strip() in stage.drawn()
+
+
+async def test_emoji_that_are_joined_can_be_typed() -> None:
+    stage = Stage()
+    async with stage.app.run_test() as pilot:
+        composer = stage.screen.query_one(Composer)
+        await stage.until(pilot, lambda: composer.has_focus)
+        for character in "👨\u200d👩\u200d👧":
+            composer.post_message(events.Key(character, character))  # as a terminal's parser makes them
+        await pilot.pause()
+        assert composer.text == "👨\u200d👩\u200d👧"

@@ -182,12 +182,13 @@ async def test_what_is_kept_when_one_leaves() -> None:
     info = chats.list_sessions(stage.store)[0]
     assert info.view == {"node": 1, "above": 0}
     assert stage.engine.stops == 1
-    assert stage.engine.saved == [state_file(info.uid)] == [stage.app.conversation.saving]
+    assert stage.engine.saved == [state_file(info.uid)]
+    assert stage.app.conversation.saving
 
 
 async def test_a_state_that_is_written_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
     pruned: list[Path] = []
-    monkeypatch.setattr("tui.screens.talk.prune", pruned.append)
+    monkeypatch.setattr("tui.loader.prune", pruned.append)
     stage = Stage()
     async with stage.app.run_test() as pilot:
         await ready(stage, pilot)
@@ -242,3 +243,28 @@ async def test_another_model_is_named_where_it_takes_over() -> None:
         stage.engine.done()
         await stage.settle(pilot)
         assert stage.row("nano-ft-Q4_K_M.gguf") == stage.row("Ha") - 1
+
+
+async def test_a_models_hash_tells_another_one_of_the_same_name() -> None:
+    stage = Stage()
+    info = chats.create_session(stage.store, title="Mixed")
+    after = None
+    for text, model, digest in (
+        ("one", "/a/m.gguf", "11" * 32),
+        ("moved", "/b/renamed.gguf", "11" * 32),
+        ("made again", "/b/renamed.gguf", "2233445566" + "0" * 54),
+        ("not known", "/b/renamed.gguf", ""),
+        ("another", "/b/other.gguf", "33" * 32),
+    ):
+        asked = chats.add_user(stage.store, info.id, f"{text}?", after=after)
+        author = chats.Author(model, digest)
+        after = chats.add_message(
+            stage.store, info.id, ChatMessage("assistant", text), after=asked.id, author=author
+        ).id
+    async with stage.app.run_test(size=(80, 40)) as pilot:
+        await ready(stage, pilot)
+        stage.screen.open_session(info.id)
+        await stage.settle(pilot)
+        drawn = [line for line in stage.drawn() if ".gguf" in line]
+        assert drawn == ["renamed.gguf (22334455)", "other.gguf"]
+        assert stage.row("renamed.gguf (22334455)") == stage.row("made again?") + 2

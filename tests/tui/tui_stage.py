@@ -17,6 +17,7 @@ from ftllm.chat.events import (
     Loaded,
     LoadProgress,
     PromptProgress,
+    StateSaved,
     Stats,
     TextDelta,
     ThinkDelta,
@@ -25,11 +26,13 @@ from ftllm.chat.events import (
     ThinkStart,
 )
 from ftllm.chat.options import ChatOptions, LoadSettings, ReplyOptions, SamplingOptions
+from ftllm.chat.remote import Target
 from ftllm.chat.store import memory_store
 from ftllm.errors import WorkError
 from tui.app import ChatApp
 from tui.inbox import Inbox
 from tui.screens.chat import ChatScreen
+from tui.setup import Setup
 from tui.turns import Remark, ReplyTurn
 from tui.widgets.composer import Composer
 from tui.widgets.status import StatusLine
@@ -102,8 +105,12 @@ class Replay:
     def load_progress(self, fraction: float) -> None:
         self.play([LoadProgress(self.clock(), 0, fraction)])
 
-    def ready(self, n_ctx: int = 8192) -> None:
-        self.play([Loaded(self.clock(), 0, str(MODEL), "gemma3 8M Q4_K - Medium", n_ctx, n_ctx, 5 << 20, 8 << 20, 0.3)])
+    def ready(self, n_ctx: int = 8192, path: str = str(MODEL)) -> None:
+        self.play([Loaded(self.clock(), 0, path, "gemma3 8M Q4_K - Medium", n_ctx, n_ctx, 5 << 20, 8 << 20, 0.3)])
+
+    def saved_state(self) -> None:
+        """What was last to be written is."""
+        self.play([StateSaved(self.clock(), 0, str(self.saved[-1]), 420, 4200)])
 
     def prompt(self, total: int = 24) -> None:
         self.play([PromptProgress(self.clock(), self.reply, done, total) for done in (0, total)])
@@ -137,12 +144,13 @@ class Replay:
 class Stage:
     """The application over a replayed engine."""
 
-    def __init__(self, options: ChatOptions | None = None, notice: str = "") -> None:
+    def __init__(self, options: ChatOptions | None = None, notice: str = "", model: Target = MODEL) -> None:
         self.clock = Clock()
         inbox = Inbox()
         self.engine = Replay(inbox, self.clock)
         self.store = memory_store()
-        self.app = ChatApp(self.engine, inbox, self.store, MODEL, options or ChatOptions(), self.clock, notice)
+        setup = Setup(self.engine, inbox, self.store, model, options or ChatOptions(), self.clock, notice)
+        self.app = ChatApp(setup)
 
     @property
     def screen(self) -> ChatScreen:

@@ -65,7 +65,8 @@ class ChatScreen(SessionsScreen):
             case "stop":
                 return self.busy or bool(self._queue)
             case "answer_now":
-                return self._turn is not None and self._turn.live_thought is not None
+                thinking = self._turn is not None and self._turn.live_thought is not None
+                return thinking and not self.conversation.remote  # an endpoint offers no way to
             case "write":
                 return reading
             case "scroll_pages" | "regenerate" | "undo" if self.in_sidebar:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import on
@@ -14,9 +15,20 @@ from textual.widgets import TextArea
 
 from ftllm.chat.defaults import Defaults, read_defaults, write_preset, write_values
 from ftllm.chat.events import AnyEvent, Failed, Loaded
-from ftllm.chat.options import ChatOptions, ReplyOptions, SamplingOptions
+from ftllm.chat.options import LoadSettings, ReplyOptions, SamplingOptions
 from ftllm.chat.remote import Target
-from ftllm.chat.settings import BY_NAME, OF_REPLIES, OFF, ON, Setting, Value, Values, reply_options, values_of
+from ftllm.chat.settings import (
+    BY_NAME,
+    OF_REPLIES,
+    OFF,
+    ON,
+    Setting,
+    Value,
+    Values,
+    at_endpoint,
+    reply_options,
+    values_of,
+)
 from ftllm.chat.store import list_sessions
 from ftllm.errors import UserError
 from tui.commands import Command, command_named, commands_of, perform, possible, rank
@@ -43,7 +55,7 @@ class ChoosingScreen(TalkScreen):
     ]
 
     _known: Sequence[Entry] | None = None  # models; None before they were looked for
-    _before: tuple[Target, ChatOptions] | None = None  # the model to go back to where another cannot be loaded
+    _before: tuple[Target, LoadSettings] | None = None  # what to go back to where another cannot be loaded
 
     def on_mount(self) -> None:
         """Begin as the settings file says."""
@@ -182,31 +194,33 @@ class ChoosingScreen(TalkScreen):
 
         if self.busy:
             self.notify("A reply is under way: Esc stops it", severity="warning")
-        elif not same(target, self.conversation.model) or self._load_failed:
-            self._before = (self.conversation.model, self._options) if self._loaded else None
+        elif not same(target, self.conversation.model) or self._loader.failed:
             # Adapters and projectors are of one model only.
-            self._change_model(target, replace(self._options, load=replace(self._options.load, adapters=(), mmproj="")))
+            self._change_model(target, replace(self.conversation.load, adapters=(), mmproj=""))
+            try:
+                self.conversation.remember_model()
+            except UserError as error:
+                self._tell(error)
 
-    def _change_model(self, target: Target, options: ChatOptions) -> None:
-        self._options = options
-        try:
-            self.conversation.change(model=target)
-        except UserError as error:
-            self._tell(error)
-        self._loaded = self._load_failed = self._unkept = False
+    def _change_model(self, target: Target, load: LoadSettings, state: Path | None = None) -> None:
+        """Load another model, or this one in another way; then take what it had read from a file."""
+        conversation = self.conversation
+        if self._loader.ready:
+            self._before = conversation.model, conversation.load
+        conversation.talk_to(target, load)
+        self._unkept = False
         self._meter.name(target.stem)
         self.transcript.greet(target.stem)
-        self._load()
+        self._load(state)
         self._show_figures()
 
-    def _take(self, event: AnyEvent) -> None:
-        super()._take(event)
-        if event.reply == 0 and isinstance(event, Loaded | Failed):
+    def _take_of_engine(self, event: AnyEvent) -> None:
+        super()._take_of_engine(event)
+        if isinstance(event, Loaded | Failed):
             before, self._before = self._before, None
             if before is not None and isinstance(event, Failed):
-                target, options = before
-                self._remark(f"Going back to {target.stem}.")
-                self._change_model(target, options)
+                self._remark(f"Going back to {before[0].stem}.")
+                self._change_model(*before)
 
     # Settings
 
@@ -215,7 +229,8 @@ class ChoosingScreen(TalkScreen):
         from tui.screens.settings import SettingsScreen
 
         themes = sorted(self.app.available_themes)
-        self.app.push_screen(SettingsScreen(self.values, self.defaults.presets, themes, first), self._chosen)
+        remote = self.conversation.remote
+        self.app.push_screen(SettingsScreen(self.values, self.defaults.presets, themes, first, remote), self._chosen)
 
     def action_set(self, name: str, text: str = "") -> None:
         """Change one setting, or show it where nothing is said."""
@@ -276,7 +291,10 @@ class ChoosingScreen(TalkScreen):
             self._talker.set_sampling(sampling)
 
     def _say(self, setting: Setting, value: Value) -> None:
-        self.notify(f"{setting.label}: {one_line(setting.show(value), 60)}", timeout=2, markup=False)
+        told, seconds = f"{setting.label}: {one_line(setting.show(value), 60)}", 2
+        if self.conversation.remote and (limit := at_endpoint(setting)):
+            told, seconds = f"{told} ({limit})", 5
+        self.notify(told, timeout=seconds, markup=False)
 
     # The settings file
 

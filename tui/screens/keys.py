@@ -9,10 +9,10 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
-from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from tui.commands import Command
+from tui.screens.dialog import Dialog
 
 WRITING = [
     ("Enter", "Send the message, or queue it while a reply runs"),
@@ -24,22 +24,12 @@ WRITING = [
 ]
 
 
-class KeysScreen(ModalScreen[None]):
+class KeysScreen(Dialog[None]):
     """The keys; any of Esc, F1, Enter and Q goes back."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,f1,enter,q", "dismiss", "Back")]
     DEFAULT_CSS = """
-    KeysScreen { align: center middle; }
-    KeysScreen #keys {
-        width: 96;
-        max-width: 96%;
-        height: auto;
-        max-height: 94%;
-        padding: 0 1;
-        border: round $primary;
-        background: $background;
-        scrollbar-size-vertical: 1;
-    }
+    KeysScreen > .frame { width: 96; }
     KeysScreen .title { color: $text-accent; text-style: bold; margin-top: 1; }
     KeysScreen .first { margin-top: 0; }
     KeysScreen Horizontal { height: auto; }
@@ -57,9 +47,7 @@ class KeysScreen(ModalScreen[None]):
         ]
 
     def compose(self) -> ComposeResult:
-        with VerticalScroll(id="keys") as keys:
-            keys.border_title = "Keys and commands"
-            keys.border_subtitle = "Up, Down, PageDown: more   Esc: back"
+        with self.framed(VerticalScroll(), "Keys and commands", "Up, Down, PageDown: more   Esc: back"):
             width = max(len(name) for _, rows in self._parts for name, _ in rows) + 2
             for number, (title, rows) in enumerate(self._parts):
                 yield Static(title, classes="title" if number else "title first", markup=False)

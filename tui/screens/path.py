@@ -12,10 +12,10 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
-from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
 from ftllm.errors import UserError
+from tui.screens.dialog import Dialog
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Writing:
     write: Callable[[Path], None]
 
 
-class PathScreen(ModalScreen[Path | None]):
+class PathScreen(Dialog[Path | None]):
     """Writes one of some things; nothing that is there is replaced without asking.
 
     Args:
@@ -48,15 +48,19 @@ class PathScreen(ModalScreen[Path | None]):
         Binding("down", "choose(1)", "Another", priority=True),
     ]
 
+    DEFAULT_CSS = """
+    PathScreen > .frame { width: 76; padding: 0 2; }
+    PathScreen Input { margin: 1 0; }
+    PathScreen #complaint { color: $text-warning; margin: 0 0 1 0; }
+    """
+
     def __init__(self, title: str, things: Sequence[Writing], first: int = 0) -> None:
         super().__init__()
         self._title, self._things, self._chosen = title, things, first
         self._confirmed: Path | None = None  # the file that Enter would replace
 
     def compose(self) -> ComposeResult:
-        with Vertical(id="path") as box:
-            box.border_title = self._title
-            box.border_subtitle = "Enter writes it, Esc goes back"
+        with self.framed(Vertical(), self._title, "Enter: write it   Esc: back"):
             yield Static(id="things", markup=False)
             yield Input(self._things[self._chosen].name)
             yield Static(id="complaint", markup=False)

@@ -12,10 +12,10 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
-from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from tui.screens.dialog import Dialog
 from tui.text import one_line, shortened
 
 T = TypeVar("T")
@@ -45,7 +45,7 @@ class Row(Generic[T]):
         return all(word in text for word in words)
 
 
-class PickScreen(ModalScreen[T | None]):
+class PickScreen(Dialog[T | None]):
     """The table; dismissed with the value of a row, or with None.
 
     Args:
@@ -71,16 +71,7 @@ class PickScreen(ModalScreen[T | None]):
         Binding("enter", "take", "Take it", priority=True),
     ]
     DEFAULT_CSS = """
-    PickScreen { align: center middle; }
-    PickScreen #pick {
-        width: 110;
-        max-width: 96%;
-        height: auto;
-        max-height: 94%;
-        padding: 0 1;
-        border: round $primary;
-        background: $background;
-    }
+    PickScreen > .frame { width: 110; }
     PickScreen Input { height: 1; padding: 0; margin-bottom: 1; background: $surface; }
     PickScreen .titles { height: 1; color: $text-muted; }
     PickScreen OptionList {
@@ -100,9 +91,7 @@ class PickScreen(ModalScreen[T | None]):
         self._said = ""
 
     def compose(self) -> ComposeResult:
-        with Vertical(id="pick") as box:
-            box.border_title = self._title
-            box.border_subtitle = "Type to find   Up, Down   Enter: take it   Esc: back"
+        with self.framed(Vertical(), self._title, "Type to find   Up, Down   Enter: take it   Esc: back"):
             yield Input(self._typed, placeholder="Find", compact=True)
             yield Static(classes="titles", markup=False)
             table = OptionList(compact=True, markup=False)

@@ -13,6 +13,7 @@ from textual.css.query import NoMatches
 
 from ftllm.chat import store as chats
 from ftllm.chat.states import state_file
+from ftllm.chat.store import SessionInfo
 from ftllm.errors import UserError
 from tui.screens.choosing import ChoosingScreen
 from tui.widgets.composer import Composer
@@ -38,7 +39,7 @@ class SessionsScreen(ChoosingScreen):
         named = self._options.session
         found = chats.find_session(self.conversation.store, named) if named else None
         if found is not None:
-            self._show(found.id)
+            self._show(found.id, own_model=False)
             self.conversation.change(system=self._options.system or "", options=self._options.reply)
 
     @property
@@ -75,20 +76,20 @@ class SessionsScreen(ChoosingScreen):
         if self.busy:
             self._talker.stop()
         if (self._unkept or self.busy) and isinstance(self.conversation.model, Path):
-            self._unkept, self.saving = False, state_file(info.uid)
-            self._talker.save_state(self.saving)
+            self._unkept = False
+            self._loader.save_state(state_file(info.uid))
 
     def _view(self) -> dict[str, object]:
         place = self.transcript.place
         node = self.transcript.turns[place[0]].node if place is not None else None
         return {} if place is None or node is None else {"node": node, "above": place[1]}
 
-    def _show(self, session: int, node: int | None = None, *, thought: bool = False) -> None:
+    def _show(self, session: int, node: int | None = None, *, thought: bool = False, own_model: bool = True) -> None:
         conversation, transcript = self.conversation, self.transcript
         another = conversation.info is None or conversation.info.id != session
         try:
             if another:
-                self.leave()
+                self._put_away()
             if node is not None:
                 chats.show_node(conversation.store, node)
             info = conversation.open(session)
@@ -101,8 +102,7 @@ class SessionsScreen(ChoosingScreen):
         above = view.get("above")
         transcript.show(turns, (index, above) if index is not None and isinstance(above, int) else None)
         if another:
-            self._talker.load_state(state_file(info.uid))
-            self._tell_other_model(info.model)
+            self._take_up(info, own_model=own_model)
         found = next((turn for turn in turns if node is not None and turn.node == node), None)
         if found is not None:
             for one in found.thoughts if thought else ():
@@ -111,11 +111,29 @@ class SessionsScreen(ChoosingScreen):
             transcript.select(found)
         self._session_changed()
 
-    def _tell_other_model(self, before: str) -> None:
-        """Say so where a session goes on with another model than it was held with."""
-        here = str(self.conversation.model)
-        if before and Path(before).name != Path(here).name:
-            self.notify(f"Before with {Path(before).name}; it goes on with {Path(here).name}", markup=False)
+    def _put_away(self) -> None:
+        """Leave the session that is shown; what was to be said in it goes back to the composer."""
+        self.query_one(Composer).end_edit()
+        self._return_queue()
+        self.leave()
+
+    def _take_up(self, info: SessionInfo, *, own_model: bool) -> None:
+        """Let the model that a session was held with go on, loaded as it was, with what it had read.
+
+        Args:
+            own_model: whether it is loaded; else the one there is goes on.
+        """
+        from tui.models import kept_target, same
+
+        here, state = self.conversation, state_file(info.uid)
+        target = kept_target(info.model) if own_model else None
+        if target is not None and not (same(target, here.model) and info.load == here.load):
+            self._change_model(target, info.load, state)
+            return
+        self._loader.load_state(state)
+        if info.model and target is None and Path(info.model).name != Path(str(here.model)).name:
+            gone = f"{info.model} is not there any more" if own_model else f"Before with {Path(info.model).name}"
+            self.notify(f"{gone}; it goes on with {here.model.stem}", markup=False)
 
     def _session_changed(self) -> None:
         """Another session is shown, or its title is another one."""
@@ -152,7 +170,7 @@ class SessionsScreen(ChoosingScreen):
         self._after_reply(self._begin)
 
     def _begin(self, *, write: bool = True) -> None:
-        self.leave()
+        self._put_away()
         self.conversation.begin(self._options.system, self._options.reply)
         self.transcript.show([])
         self._session_changed()

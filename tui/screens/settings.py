@@ -11,16 +11,29 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
-from textual.screen import ModalScreen
 from textual.widget import Widget
 from textual.widgets import Input, Static, TextArea
 
-from ftllm.chat.settings import BY_NAME, OFF, ON, SETTINGS, SYSTEM, THEME, Setting, Value, Values
+from ftllm.chat.settings import (
+    BY_NAME,
+    ENDPOINT_MAY_IGNORE,
+    OFF,
+    ON,
+    SETTINGS,
+    SYSTEM,
+    THEME,
+    Setting,
+    Value,
+    Values,
+    at_endpoint,
+)
 from ftllm.errors import UserError
+from tui.screens.dialog import Dialog
 from tui.widgets.choice import Choice
 
 PRESET = "preset"
 AS_IT_IS = "as it is"
+MAY_IGNORE = "*"
 
 
 @dataclass(frozen=True)
@@ -47,7 +60,7 @@ class Form(VerticalScroll, can_focus=False, inherit_bindings=False):
     ]
 
 
-class SettingsScreen(ModalScreen[Chosen | None]):
+class SettingsScreen(Dialog[Chosen | None]):
     """The form; it is dismissed with what was chosen, or with None.
 
     Args:
@@ -55,6 +68,7 @@ class SettingsScreen(ModalScreen[Chosen | None]):
         presets: those there are, by name.
         themes: the names of the themes.
         first: the setting that has the focus at first; `PRESET` for the presets, where there are any.
+        remote: whether they are asked of an endpoint.
     """
 
     AUTO_FOCUS = ""
@@ -64,17 +78,6 @@ class SettingsScreen(ModalScreen[Chosen | None]):
         Binding("escape,f2", "leave", "Leave everything as it was", priority=True),
     ]
     DEFAULT_CSS = """
-    SettingsScreen { align: center middle; }
-    SettingsScreen Form {
-        width: 84;
-        max-width: 96%;
-        height: auto;
-        max-height: 94%;
-        padding: 0 1;
-        border: round $primary;
-        background: $background;
-        scrollbar-size-vertical: 1;
-    }
     SettingsScreen Horizontal { height: auto; }
     SettingsScreen Horizontal > .label { width: 15; }
     SettingsScreen Horizontal > .note { width: 1fr; color: $text-muted; margin-left: 2; }
@@ -88,23 +91,28 @@ class SettingsScreen(ModalScreen[Chosen | None]):
     """
 
     def __init__(
-        self, values: Values, presets: Mapping[str, Values], themes: Sequence[str], first: str = "temperature"
+        self,
+        values: Values,
+        presets: Mapping[str, Values],
+        themes: Sequence[str],
+        first: str = "temperature",
+        remote: bool = False,
     ) -> None:
         super().__init__()
         self._before = dict(values)
         self._presets = presets
         self._themes = themes
         self._first = first
+        self._remote = remote
 
     def compose(self) -> ComposeResult:
-        with Form() as form:
-            form.border_title = "Settings"
-            form.border_subtitle = "Enter: use   Ctrl+S: also in new conversations   Esc: back"
+        title = f"Settings   {MAY_IGNORE} the endpoint may ignore it" if self._remote else "Settings"
+        with self.framed(Form(), title, "Enter: use   Ctrl+S: also in new conversations   Esc: back"):
             if self._presets:
                 choice = Choice([AS_IT_IS, *self._presets], AS_IT_IS, id=PRESET)
                 yield _row("Preset", choice, "What it does not name stays")
             for setting in SETTINGS:
-                yield _row(setting.label, self._field(setting), "" if setting is SYSTEM else setting.help)
+                yield _row(setting.label, self._field(setting), "" if setting is SYSTEM else self._note(setting))
             name = Input(placeholder="a name", compact=True, id="keep-as")
             yield _row("Keep as preset", name, "/preset NAME brings it back")
 
@@ -126,6 +134,13 @@ class SettingsScreen(ModalScreen[Chosen | None]):
         text = "" if value is None else setting.show(value)
         return Input(text, placeholder=setting.unset, compact=True, id=name, select_on_focus=True)
 
+    def _note(self, setting: Setting) -> str:
+        """What it does, as far as that goes."""
+        limit = at_endpoint(setting) if self._remote else ""
+        if limit and setting.name in ENDPOINT_MAY_IGNORE:
+            return f"{setting.help} {MAY_IGNORE}"
+        return limit or setting.help
+
     def _text(self, setting: Setting) -> str:
         field = self.query_one(f"#set-{setting.name}")
         return field.text if isinstance(field, TextArea) else field.value  # type: ignore[attr-defined]
@@ -144,7 +159,7 @@ class SettingsScreen(ModalScreen[Chosen | None]):
             note.update(Content(f"✗ {choices}"))
             note.add_class("wrong")
         else:
-            note.update(Content(setting.help))
+            note.update(Content(self._note(setting)))
             note.remove_class("wrong")
 
     @on(Choice.Changed, f"#{PRESET}")

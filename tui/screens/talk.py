@@ -18,16 +18,14 @@ from textual.content import Content
 from textual.screen import Screen
 from textual.widgets import Static
 
-from ftllm.chat.events import AnyEvent, Done, Failed, Loaded, StateSaved
-from ftllm.chat.options import ChatOptions, ReplyOptions, ThoughtMode
-from ftllm.chat.remote import Target
-from ftllm.chat.states import prune
-from ftllm.chat.store import Node, Store
+from ftllm.chat.events import AnyEvent, Done, Failed, Loaded
+from ftllm.chat.options import ReplyOptions, ThoughtMode
+from ftllm.chat.store import Node
 from ftllm.errors import UserError
 from tui.conversation import NO_REPLY, Conversation
-from tui.inbox import Inbox
+from tui.loader import Loader
 from tui.meter import Meter
-from tui.talker import Talker
+from tui.setup import Setup
 from tui.text import one_line
 from tui.turns import Remark, ReplyTurn, Turn, UserTurn, failure_text
 from tui.widgets.completions import Completion, Completions
@@ -40,6 +38,8 @@ from tui.widgets.transcript import Moved, Transcript
 CLOCK_SECONDS = 0.1
 """How often the clock of a thought moves when nothing else does."""
 
+HASH = 8
+"""Of a model's hash, the characters that are shown."""
 
 FIGURES_SECONDS = 0.25
 """How often figures alone change on the screen while more keeps coming."""
@@ -63,44 +63,27 @@ class TalkScreen(Screen[None]):
     """Transcript, composer and status line, over one conversation with one model.
 
     Args:
-        talker: the engine, already told to load the model.
-        inbox: where the engine leaves its events.
-        store: where conversations are kept.
-        model: the model.
-        options: how it was loaded and how replies are made.
-        clock: seconds, for what is timed on the screen.
-        notice: what the person is to be told at the start.
+        setup: whom one talks to, and what surrounds that.
     """
 
     AUTO_FOCUS = "Composer"
 
-    def __init__(
-        self,
-        talker: Talker,
-        inbox: Inbox,
-        store: Store,
-        model: Target,
-        options: ChatOptions,
-        clock: Callable[[], float] = time.monotonic,
-        notice: str = "",
-    ) -> None:
+    def __init__(self, setup: Setup) -> None:
         super().__init__()
-        self._notice = notice
-        self.conversation = Conversation(store, talker, model, options)
-        self._talker = talker
-        self._inbox = inbox
-        self._options = options
-        self._clock = clock
-        self._meter = Meter(model.stem)
-        self._mode: ThoughtMode = "auto" if options.show_thoughts else "closed"
-        self._loaded = False
+        self._notice = setup.notice
+        self.conversation = Conversation(setup.store, setup.talker, setup.model, setup.options)
+        self._talker = setup.talker
+        self._inbox = setup.inbox
+        self._loader = Loader(setup.talker, setup.inbox)
+        self._options = setup.options
+        self._clock = setup.clock
+        self._meter = Meter(setup.model.stem)
+        self._mode: ThoughtMode = "auto" if setup.options.show_thoughts else "closed"
         self._shares_cores = False  # with the engine
         self._figures_shown = 0.0
-        self._load_failed = False
         self._queue: list[str] = []
         self._turn: ReplyTurn | None = None
         self._unkept = False  # the model has read something that no file holds
-        self.saving: Path | None = None  # the file it is being written to
         self._next: Callable[[], None] | None = None  # what waits for the engine
 
     def compose(self) -> ComposeResult:
@@ -144,6 +127,11 @@ class TalkScreen(Screen[None]):
         """Whether a reply is under way."""
         return self._turn is not None
 
+    @property
+    def saving(self) -> bool:
+        """Whether what the model has read is being written to a file."""
+        return self._loader.saving is not None
+
     def completions(self, line: str) -> Sequence[Completion]:
         """What a line that begins with a slash may become."""
         del line
@@ -176,22 +164,11 @@ class TalkScreen(Screen[None]):
 
     def _take(self, event: AnyEvent) -> None:
         if event.reply == 0:
-            self._meter.take(event)
-            if isinstance(event, Loaded):
-                self._loaded, self._load_failed, self._shares_cores = True, False, event.shares_cores
-                self.conversation.model_hash = event.fingerprint
-                if not self._do_next():
-                    self._send_next()
-            elif isinstance(event, Failed):
-                self._load_failed = not self._loaded
-                self._next, self._unkept = None, False
-                self._remark(failure_text(event), failure=True)
-                self._return_queue()
-            elif isinstance(event, StateSaved):
-                self.saving = None
-                if not event.error:
-                    prune(Path(event.path))
+            if self._loader.take(event):
+                self._take_of_engine(event)
             return
+        if isinstance(event, Failed) and event.crashed:
+            self._loader.take(event)
         try:
             taken = self.conversation.take(event)
         except UserError as error:
@@ -202,6 +179,19 @@ class TalkScreen(Screen[None]):
             self._turn.take(event)
             if isinstance(event, Done | Failed):
                 self._end_reply(event)
+
+    def _take_of_engine(self, event: AnyEvent) -> None:
+        """Take an event about the model that was asked for last, or about the engine that has it."""
+        self._meter.take(event)
+        if isinstance(event, Loaded):
+            self._shares_cores = event.shares_cores
+            self.conversation.loaded(event)
+            if not self._do_next():
+                self._send_next()
+        elif isinstance(event, Failed):
+            self._next, self._unkept = None, False
+            self._remark(failure_text(event), failure=True)
+            self._return_queue()
 
     def _end_reply(self, event: Done | Failed) -> None:
         turn, self._turn = self._turn, None
@@ -221,24 +211,22 @@ class TalkScreen(Screen[None]):
     def send(self, text: str) -> None:
         """Send a message, or keep it until the engine is free."""
         self._queue.append(text)
-        if self._load_failed:
-            self._load_failed = False
+        if self._loader.failed:
             self._load()
-        if self._loaded and not self.busy:
+        if self._loader.ready and not self.busy:
             self._send_next()
         self._show_queue()
         self.transcript.to_end()
 
     def _when_free(self, work: Callable[[], None]) -> None:
         """Do something that needs the engine: at once, or when it is loaded and the reply under way is stopped."""
-        if self._loaded and not self.busy:
+        if self._loader.ready and not self.busy:
             work()
             return
         self._next = work
         if self.busy:
             self._talker.stop()
-        elif self._load_failed:
-            self._load_failed = False
+        elif self._loader.failed:
             self._load()
 
     def _after_reply(self, work: Callable[[], None]) -> None:
@@ -256,15 +244,13 @@ class TalkScreen(Screen[None]):
             work()
         return work is not None
 
-    def _load(self) -> None:
-        try:
-            self._talker.load(self.conversation.model, self._options.load)
-        except UserError as error:
-            self._inbox.put(Failed(0.0, 0, error.message, error.hint, error.exit_code))
+    def _load(self, state: Path | None = None) -> None:
+        """Load the conversation's model; then take what it had read from a file."""
+        self._loader.load(self.conversation.model, self.conversation.load, state)
 
     def _send_next(self) -> None:
         """Send the first message of the queue, if there is one."""
-        if not self._queue or self.busy:
+        if not self._queue or self.busy or not self._loader.ready:
             return
         text = self._queue.pop(0)
         self._show_queue()
@@ -300,6 +286,8 @@ class TalkScreen(Screen[None]):
             budget=self.conversation.options.think_budget,
             byline=byline(last, self.conversation.nodes[:-1]),
         )
+        if self.conversation.remote:
+            self._turn.key = ""
         self._meter.asked()
         self._session_changed()
         self.refresh_bindings()
@@ -361,10 +349,14 @@ class TalkScreen(Screen[None]):
 
 
 def byline(reply: Node, before: Sequence[Node]) -> str:
-    """The name of a reply's model, where the reply before it is another's."""
-    last = next((node.author.model for node in reversed(before) if node.message.role == "assistant"), "")
-    name = Path(reply.author.model).name
-    return name if last and name and Path(last).name != name else ""
+    """The name of a reply's model, where the reply before it is another's; with its hash where both have one name."""
+    last = next((node.author for node in reversed(before) if node.message.role == "assistant"), None)
+    author, name = reply.author, Path(reply.author.model).name
+    if last is None or not last.model or (author.model_hash and author.model_hash == last.model_hash):
+        return ""
+    if name != Path(last.model).name:
+        return name
+    return f"{name} ({author.model_hash[:HASH]})" if author.model_hash and last.model_hash else ""
 
 
 def thinking(options: ReplyOptions) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 
 from textual import events
@@ -76,6 +77,9 @@ class Composer(TextArea):
             event.stop()
             event.prevent_default()
             self.insert("\n")
+        elif event.character and unicodedata.category(event.character) == "Cf":
+            event.stop()
+            self.insert(event.character)  # what joins emoji, or parts a word: Textual takes it for no character
 
     def _choose(self, menu: Completions, key: str) -> bool:
         """Act on the list of completions; whether the key is one of its own."""

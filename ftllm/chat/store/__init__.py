@@ -6,7 +6,7 @@ For the screen (and anyone else), in the order of use:
     for info in list_sessions(store): ...     # the sidebar: title, updated, model, number of messages
     nodes = shown(store, info.id)             # the transcript: each with `branch`/`branches` for `< 2/3 >`
 
-    info = create_session(store, system=..., model=..., options=...)      # with the first message, not before
+    info = create_session(store, system=..., model=..., load=..., options=...)      # with the first message, not before
     asked = add_user(store, info.id, text, after=last_of(nodes))
     recorder = begin_reply(store, info.id, after=asked.id, author=Author(model, model_hash, options))
     recorder.feed(event)                      # every event of the reply: saved as it grows, complete at Done or Failed

@@ -53,7 +53,13 @@ class SessionInfo:
 
 
 def create_session(
-    store: Store, *, title: str = "", system: str | None = None, model: str = "", options: ReplyOptions | None = None
+    store: Store,
+    *,
+    title: str = "",
+    system: str | None = None,
+    model: str = "",
+    load: LoadSettings | None = None,
+    options: ReplyOptions | None = None,
 ) -> SessionInfo:
     """Begin a session. Without a title it takes one from its first message.
 
@@ -62,14 +68,15 @@ def create_session(
     now = time.time()
     with store.writing() as db:
         row = db.execute(
-            "INSERT INTO sessions(uid, title, titled, system, model, options, view, created, updated)"
-            " VALUES(?, ?, ?, ?, ?, ?, '{}', ?, ?)",
+            "INSERT INTO sessions(uid, title, titled, system, model, load, options, view, created, updated)"
+            " VALUES(?, ?, ?, ?, ?, ?, ?, '{}', ?, ?)",
             (
                 uuid.uuid4().hex,
                 title,
                 bool(title),
                 system,
                 model,
+                settings_to_json(load or LoadSettings()),
                 settings_to_json(options or ReplyOptions()),
                 now,
                 now,

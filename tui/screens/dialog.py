@@ -1,0 +1,36 @@
+"""What lies over the conversation: one frame for every dialog."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widget import Widget
+
+T = TypeVar("T")
+W = TypeVar("W", bound=Widget)
+
+
+class Dialog(ModalScreen[T], Generic[T]):
+    """A screen with one box in its middle, which `framed` makes of a container."""
+
+    DEFAULT_CSS = """
+    Dialog { align: center middle; }
+    Dialog > .frame {
+        width: 84;
+        max-width: 96%;
+        height: auto;
+        max-height: 94%;
+        padding: 0 1;
+        border: round $primary;
+        background: $background;
+        scrollbar-size-vertical: 1;
+    }
+    """
+
+    def framed(self, box: W, title: str, keys: str) -> W:
+        """The box under its title, and above what its most important keys do."""
+        box.add_class("frame")
+        box.border_title, box.border_subtitle = Content(title), Content(keys)
+        return box
