@@ -47,7 +47,7 @@ async def test_how_far_settings_reach() -> None:
         assert isinstance(form, SettingsScreen)
         notes = [shown(note) for note in form.query(".note").results(Static)]
         assert "Tokens of thought at most *" in notes
-        assert "the endpoint decides that itself" in notes
+        assert "The endpoint decides that itself" in notes
         assert "0 takes the likeliest token" in notes
         field = form.query_one("#set-think_budget")
         field.value = "many"  # type: ignore[attr-defined]

@@ -20,6 +20,15 @@ from ftllm.chat.session import ChatMessage
 from tui.models import Entry
 from tui.widgets.composer import Composer
 
+NOW = 10_000_000.0
+ENTRIES = [
+    Entry(MODEL, "gemma-ft", "run", "Q4_K_M", 2_490_000_000, 131_072),
+    Entry(Path("a"), "runs/gemma-ft/gguf/gemma-3-4b-it-FT-Q8_0.gguf", "run", "Q8_0", 4_130_000_000, 131_072),
+    Entry(Path("b"), "unsloth/gemma-3-27b-it-GGUF:Q4_K_M", "cache", "Q4_K_M", 16_500_000_000, 131_072, False),
+    Entry(Path("c"), "models/千问-IQ2_XXS.gguf", "file", problem="cut short: it holds 2,000 of 9,000,000 bytes"),
+    Entry(Remote("http://gpu-box:8000/v1", "Qwen/Qwen3-32B"), "Qwen/Qwen3-32B", "gpu-box:8000", context=40_960),
+]
+
 Scene = Callable[[Stage, Pilot[None]], Awaitable[None]]
 
 QUESTION = "A shop sells 17 apples a day at 3 coins each. How many coins does it take in a week?"
@@ -139,11 +148,18 @@ async def settings(stage: Stage, pilot: Pilot[None]) -> None:
     stage.app.screen.query_one("#set-temperature", Input).cursor_blink = False
 
 
-CONVERSATION: list[Scene] = [loading, thinking, answered, opened, stopped, failed, wide, scrolled]
-SCENES = [*CONVERSATION, keys, commands, palette, settings]
+async def settings_of_an_endpoint(stage: Stage, pilot: Pilot[None]) -> None:
+    stage.screen.switch(Remote("http://gpu-box:8000/v1", "Qwen/Qwen3-32B"))
+    stage.engine.ready(path="http://gpu-box:8000/v1 Qwen/Qwen3-32B")
+    await stage.settle(pilot)
+    await settings(stage, pilot)
 
 
-NOW = 10_000_000.0
+async def models(stage: Stage, pilot: Pilot[None]) -> None:
+    await answered(stage, pilot)
+    await pilot.press("f3")
+    await stage.until(pilot, lambda: stage.app.screen.query_one(OptionList).option_count == len(ENTRIES))
+    stage.app.screen.query_one(Input).cursor_blink = False
 
 
 async def selected(stage: Stage, pilot: Pilot[None]) -> None:
@@ -181,73 +197,77 @@ async def sessions(stage: Stage, pilot: Pilot[None]) -> None:
     stage.screen.query_one(Input).cursor_blink = False
 
 
+async def renaming(stage: Stage, pilot: Pilot[None]) -> None:
+    await sessions(stage, pilot)
+    await pilot.press("down", "ctrl+e")
+
+
+async def copied(stage: Stage, pilot: Pilot[None]) -> None:
+    await answered(stage, pilot)
+    await stage.settle(pilot)
+    await pilot.press("ctrl+o")
+
+
 async def searching(stage: Stage, pilot: Pilot[None]) -> None:
     await sessions(stage, pilot)
     await pilot.press(*"apples")
     await stage.until(pilot, lambda: stage.screen.query_one(OptionList).option_count > 3)
 
 
-def played(stage: Stage, scene: Scene) -> Callable[[Pilot[None]], Awaitable[None]]:
+def played(stage: Stage, scene: Scene, theme: str = "") -> Callable[[Pilot[None]], Awaitable[None]]:
     """The scene, as something to run before the picture is taken."""
 
     async def run(pilot: Pilot[None]) -> None:
         await stage.until(pilot, lambda: isinstance(stage.app.focused, Composer))
         stage.screen.query_one(Composer).cursor_blink = False
+        stage.app.theme = theme or stage.app.theme
         await scene(stage, pilot)
         await stage.settle(pilot)
 
     return run
 
 
-@pytest.mark.parametrize("size", [(80, 24), (120, 36)], ids=lambda size: "x".join(map(str, size)))
-@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
+CONVERSATION: list[Scene] = [loading, thinking, answered, opened, stopped, failed, wide, scrolled]
+ACTIONS: list[Scene] = [selected, editing, commands, copied]
+DIALOGS: list[Scene] = [keys, palette, settings, settings_of_an_endpoint, models, saving, sessions, searching, renaming]
+SIZES = [(80, 24), (200, 60)]
+
+
+def names(value: Any) -> str:
+    """Of a scene, or of a size."""
+    return "x".join(map(str, value)) if isinstance(value, tuple) else value.__name__
+
+
+@pytest.fixture(autouse=True)
+def _known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tui.widgets.sidebar.now", lambda: NOW)
+    monkeypatch.setattr("tui.screens.models.local_entries", lambda _: ENTRIES)
+    for variable in ("TMUX", "TERM_PROGRAM", "DISPLAY", "WAYLAND_DISPLAY"):  # where copies go to
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+
+@pytest.mark.parametrize("size", SIZES, ids=names)
+@pytest.mark.parametrize("scene", [*CONVERSATION, *ACTIONS, *DIALOGS], ids=names)
 def test_picture(snap_compare: Any, scene: Scene, size: tuple[int, int]) -> None:
     stage = Stage()
     assert snap_compare(stage.app, terminal_size=size, run_before=played(stage, scene))
 
 
-@pytest.mark.parametrize("size", [(80, 24), (120, 36)], ids=lambda size: "x".join(map(str, size)))
-def test_picture_of_models(snap_compare: Any, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
-    entries = [
-        Entry(MODEL, "gemma-ft", "run", "Q4_K_M", 2_490_000_000, 131_072),
-        Entry(Path("a"), "runs/gemma-ft/gguf/gemma-3-4b-it-FT-Q8_0.gguf", "run", "Q8_0", 4_130_000_000, 131_072),
-        Entry(Path("b"), "unsloth/gemma-3-27b-it-GGUF:Q4_K_M", "cache", "Q4_K_M", 16_500_000_000, 131_072, False),
-        Entry(Path("c"), "models/千问-IQ2_XXS.gguf", "file", problem="cut short: it holds 2,000 of 9,000,000 bytes"),
-        Entry(Remote("http://gpu-box:8000/v1", "Qwen/Qwen3-32B"), "Qwen/Qwen3-32B", "gpu-box:8000", context=40_960),
-    ]
-    monkeypatch.setattr("tui.screens.models.local_entries", lambda _: entries)
+@pytest.mark.parametrize("size", SIZES, ids=names)
+@pytest.mark.parametrize("scene", [opened, selected, *DIALOGS], ids=names)
+def test_picture_light(snap_compare: Any, scene: Scene, size: tuple[int, int]) -> None:
     stage = Stage()
-
-    async def models(stage: Stage, pilot: Pilot[None]) -> None:
-        await answered(stage, pilot)
-        await pilot.press("f3")
-        await stage.until(pilot, lambda: stage.app.screen.query_one(OptionList).option_count == len(entries))
-        stage.app.screen.query_one(Input).cursor_blink = False
-
-    assert snap_compare(stage.app, terminal_size=size, run_before=played(stage, models))
+    assert snap_compare(stage.app, terminal_size=size, run_before=played(stage, scene, "textual-light"))
 
 
-def test_picture_light(snap_compare: Any) -> None:
-    stage = Stage()
-
-    async def light(stage: Stage, pilot: Pilot[None]) -> None:
-        stage.app.theme = "textual-light"
-        await opened(stage, pilot)
-
-    assert snap_compare(stage.app, terminal_size=(200, 60), run_before=played(stage, light))
-
-
-def test_picture_without_colour(snap_compare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scene", [opened, selected, commands, settings, models, searching], ids=names)
+def test_picture_without_colour(snap_compare: Any, monkeypatch: pytest.MonkeyPatch, scene: Scene) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     stage = Stage()
-    assert snap_compare(stage.app, run_before=played(stage, opened))
+    assert snap_compare(stage.app, run_before=played(stage, scene))
 
 
-@pytest.mark.parametrize("size", [(80, 24), (200, 60)], ids=lambda size: "x".join(map(str, size)))
-@pytest.mark.parametrize("scene", [selected, editing, saving, sessions, searching], ids=lambda scene: scene.__name__)
-def test_picture_of_actions(
-    snap_compare: Any, monkeypatch: pytest.MonkeyPatch, scene: Scene, size: tuple[int, int]
-) -> None:
-    monkeypatch.setattr("tui.widgets.sidebar.now", lambda: NOW)
+def test_picture_of_the_readme(snap_compare: Any) -> None:
     stage = Stage()
-    assert snap_compare(stage.app, terminal_size=size, run_before=played(stage, scene))
+    assert snap_compare(stage.app, terminal_size=(96, 34), run_before=played(stage, opened))

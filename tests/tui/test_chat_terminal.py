@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")]
 
@@ -23,7 +26,8 @@ class Terminal:
 
     def __init__(self, socket: Path) -> None:
         self._socket = str(socket)
-        own = ["env", "PS1=$ ", f"XDG_DATA_HOME={socket.parent / 'data'}"]
+        places = (f"XDG_{kind}_HOME={socket.parent / kind.lower()}" for kind in ("DATA", "CACHE", "CONFIG", "STATE"))
+        own = ["env", "PS1=$ ", *places]
         self._tmux("-f", "/dev/null", "new-session", "-d", "-x", "80", "-y", "24", *own, "sh")
 
     def _tmux(self, *arguments: str) -> str:
@@ -50,8 +54,39 @@ class Terminal:
             time.sleep(0.05)
         return screen
 
+    def mouse(self, code: int, column: int, row: int, end: str = "M") -> None:
+        """An event of the mouse, as terminals tell it (SGR 1006); columns and rows are counted from 0."""
+        self._tmux("send-keys", "-H", *(f"{byte:02x}" for byte in f"\x1b[<{code};{column + 1};{row + 1}{end}".encode()))
+
+    def click(self, text: str, inside: int = 0) -> None:
+        """Click on a text that the screen shows; `inside` counts its cells."""
+        lines = self.until(re.escape(text)).splitlines()
+        row = next(number for number, line in enumerate(lines) if text in line)
+        column = cell_len(lines[row][: lines[row].index(text)]) + inside
+        self.mouse(0, column, row)
+        self.mouse(0, column, row, "m")
+
+    def clipboard(self) -> str:
+        """What was copied last."""
+        return self._tmux("show-buffer")
+
+    def engine(self) -> int:
+        """The process id of the engine that the program runs."""
+        shell = int(self._tmux("display-message", "-p", "#{pane_pid}"))
+        (program,) = children(shell)
+        return next(child for child in children(program) if "ftllm.chat.worker" in command(child))
+
     def close(self) -> None:
         subprocess.run(["tmux", "-S", self._socket, "kill-server"], check=False, capture_output=True)
+
+
+def children(process: int) -> list[int]:
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], check=True, capture_output=True, text=True).stdout
+    return [int(pid) for pid, parent in map(str.split, listed.splitlines()) if int(parent) == process]
+
+
+def command(process: int) -> str:
+    return subprocess.run(["ps", "-o", "args=", "-p", str(process)], check=False, capture_output=True, text=True).stdout
 
 
 @pytest.fixture
@@ -63,8 +98,8 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
         opened.close()
 
 
-def start(terminal: Terminal, model: Path) -> None:
-    terminal.type(f"{sys.executable} -m ftllm chat --temp 0 {model}; echo left with $?")
+def start(terminal: Terminal, model: Path, options: str = "") -> None:
+    terminal.type(f"{sys.executable} -m ftllm chat --temp 0 {options} {model}; echo left with $?")
     terminal.keys("Enter")
     terminal.until("Enter sends")
 
@@ -156,5 +191,79 @@ def test_settings_and_another_model(terminal: Terminal, scripted: Path, tmp_path
     terminal.type("L")
     terminal.keys("Enter")
     terminal.until(r"Stopped: the answer went in circles\.(.|\n)*ready")
+    terminal.keys("C-q")
+    terminal.until("left with 0")
+
+
+def test_an_engine_killed_in_the_middle_of_a_reply(terminal: Terminal, scripted: Path) -> None:
+    start(terminal, scripted)
+    terminal.type("L")
+    terminal.keys("Enter")
+    terminal.until("la lila li")
+    os.kill(terminal.engine(), signal.SIGKILL)
+    screen = terminal.until("SIGKILL(.|\n)*failed")
+    assert "la lila" in screen  # what came of it stays
+    terminal.type("T")
+    terminal.keys("Enter")
+    terminal.until(r"It is 42\.(.|\n)*ready")
+    terminal.keys("C-q")
+    terminal.until("left with 0")
+
+
+def test_by_mouse_alone(terminal: Terminal, scripted: Path) -> None:
+    start(terminal, scripted)
+    terminal.type("T")
+    terminal.keys("Enter")
+    terminal.until(r"It is 42\.(.|\n)*ready")
+    terminal.click("▸ Thought for")
+    terminal.until(r"▾ Thought for(.|\n)*Let me see\.")
+    terminal.click("▾ Thought for")
+    row = next(n for n, line in enumerate(terminal.until("▸ Thought for").splitlines()) if "It is 42." in line)
+    terminal.mouse(35, 6, row)  # over the reply
+    terminal.click("copy")
+    terminal.until("Reply copied")
+    assert terminal.clipboard() == "It is 42."
+    terminal.mouse(35, 6, row)
+    terminal.click("again")
+    terminal.until("< 2/2 >(.|\n)*ready")
+    terminal.click("< 2/2 >")
+    terminal.until("< 1/2 >")
+    terminal.click("Sessions")
+    terminal.click("+ New session")
+    terminal.until("Ask it something")
+    terminal.click("Sessions")
+    terminal.click("T   ")
+    terminal.until("< 1/2 >")
+    terminal.click("F1 Help" if "F1" in terminal.screen() else "f1 Help")
+    terminal.until("Keys and commands")
+    terminal.click("Esc: back")
+    terminal.until("Enter sends")
+    terminal.click("^q Quit")
+    terminal.until("left with 0")
+
+
+def test_a_session_brings_its_model_as_it_was_loaded(terminal: Terminal, scripted: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other-F32.gguf"
+    shutil.copy(scripted, other)
+    start(terminal, other, "--ctx 1024")
+    terminal.type("T")
+    terminal.keys("Enter")
+    terminal.until(r"It is 42\.(.|\n)*ready(.|\n)*/1024")
+    terminal.keys("C-q")
+    terminal.until("left with 0")
+    terminal.type("clear")
+    terminal.keys("Enter")
+    start(terminal, scripted, "--ctx 512")
+    terminal.type("Q")
+    terminal.keys("Enter")
+    terminal.until(r"xyz(.|\n)*ready(.|\n)*/512")
+    terminal.keys("C-s")
+    terminal.until("New session")
+    terminal.keys("Down", "Enter")
+    screen = terminal.until(r"It is 42\.(.|\n)*ready +other-F32(.|\n)*/1024")
+    assert re.search(r"context [1-9]\d*/1024", screen)  # what it had read is there too
+    terminal.type("Q")
+    terminal.keys("Enter")
+    terminal.until(r"xyz(.|\n)*ready")
     terminal.keys("C-q")
     terminal.until("left with 0")

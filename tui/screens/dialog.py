@@ -6,10 +6,12 @@ from typing import Generic, TypeVar
 
 from textual.content import Content
 from textual.screen import ModalScreen
+from textual.style import Style
 from textual.widget import Widget
 
 T = TypeVar("T")
 W = TypeVar("W", bound=Widget)
+ESCAPE = ("escape", "Esc: back")
 
 
 class Dialog(ModalScreen[T], Generic[T]):
@@ -29,8 +31,17 @@ class Dialog(ModalScreen[T], Generic[T]):
     }
     """
 
-    def framed(self, box: W, title: str, keys: str) -> W:
-        """The box under its title, and above what its most important keys do."""
+    def framed(self, box: W, title: str, *keys: tuple[str, str]) -> W:
+        """The box under its title, and above what its most important keys do.
+
+        Args:
+            keys: each as Textual names it, and what is said of it; a click there presses it, where it has a name.
+        """
         box.add_class("frame")
-        box.border_title, box.border_subtitle = Content(title), Content(keys)
+        box.border_title = Content(title)
+        buttons = [
+            Content(text).stylize(Style.from_meta({"@click": f"app.simulate_key('{key}')"}) if key else "")
+            for key, text in keys
+        ]
+        box.border_subtitle = Content("   ").join(buttons)
         return box

@@ -12,7 +12,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from tui.commands import Command
-from tui.screens.dialog import Dialog
+from tui.screens.dialog import ESCAPE, Dialog
 
 WRITING = [
     ("Enter", "Send the message, or queue it while a reply runs"),
@@ -47,7 +47,7 @@ class KeysScreen(Dialog[None]):
         ]
 
     def compose(self) -> ComposeResult:
-        with self.framed(VerticalScroll(), "Keys and commands", "Up, Down, PageDown: more   Esc: back"):
+        with self.framed(VerticalScroll(), "Keys and commands", ("", "Up, Down, PageDown: more"), ESCAPE):
             width = max(len(name) for _, rows in self._parts for name, _ in rows) + 2
             for number, (title, rows) in enumerate(self._parts):
                 yield Static(title, classes="title" if number else "title first", markup=False)

@@ -15,7 +15,7 @@ from textual.content import Content
 from textual.widgets import Input, Static
 
 from ftllm.errors import UserError
-from tui.screens.dialog import Dialog
+from tui.screens.dialog import ESCAPE, Dialog
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class PathScreen(Dialog[Path | None]):
         self._confirmed: Path | None = None  # the file that Enter would replace
 
     def compose(self) -> ComposeResult:
-        with self.framed(Vertical(), self._title, "Enter: write it   Esc: back"):
+        with self.framed(Vertical(), self._title, ("enter", "Enter: write it"), ESCAPE):
             yield Static(id="things", markup=False)
             yield Input(self._things[self._chosen].name)
             yield Static(id="complaint", markup=False)

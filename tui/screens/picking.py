@@ -15,7 +15,7 @@ from textual.content import Content
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from tui.screens.dialog import Dialog
+from tui.screens.dialog import ESCAPE, Dialog
 from tui.text import one_line, shortened
 
 T = TypeVar("T")
@@ -91,7 +91,7 @@ class PickScreen(Dialog[T | None]):
         self._said = ""
 
     def compose(self) -> ComposeResult:
-        with self.framed(Vertical(), self._title, "Type to find   Up, Down   Enter: take it   Esc: back"):
+        with self.framed(Vertical(), self._title, ("", "Type to find   Up, Down"), ("enter", "Enter: take it"), ESCAPE):
             yield Input(self._typed, placeholder="Find", compact=True)
             yield Static(classes="titles", markup=False)
             table = OptionList(compact=True, markup=False)

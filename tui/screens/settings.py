@@ -28,7 +28,7 @@ from ftllm.chat.settings import (
     at_endpoint,
 )
 from ftllm.errors import UserError
-from tui.screens.dialog import Dialog
+from tui.screens.dialog import ESCAPE, Dialog
 from tui.widgets.choice import Choice
 
 PRESET = "preset"
@@ -107,7 +107,9 @@ class SettingsScreen(Dialog[Chosen | None]):
 
     def compose(self) -> ComposeResult:
         title = f"Settings   {MAY_IGNORE} the endpoint may ignore it" if self._remote else "Settings"
-        with self.framed(Form(), title, "Enter: use   Ctrl+S: also in new conversations   Esc: back"):
+        with self.framed(
+            Form(), title, ("enter", "Enter: use"), ("ctrl+s", "Ctrl+S: also in new conversations"), ESCAPE
+        ):
             if self._presets:
                 choice = Choice([AS_IT_IS, *self._presets], AS_IT_IS, id=PRESET)
                 yield _row("Preset", choice, "What it does not name stays")
@@ -139,7 +141,7 @@ class SettingsScreen(Dialog[Chosen | None]):
         limit = at_endpoint(setting) if self._remote else ""
         if limit and setting.name in ENDPOINT_MAY_IGNORE:
             return f"{setting.help} {MAY_IGNORE}"
-        return limit or setting.help
+        return limit[:1].upper() + limit[1:] or setting.help
 
     def _text(self, setting: Setting) -> str:
         field = self.query_one(f"#set-{setting.name}")

@@ -7,14 +7,15 @@ from textual.reactive import reactive
 from textual.widgets import Static
 
 from tui.meter import Figures
-from tui.text import one_line
+from tui.text import shortened
 
 CONTEXT_WARNING = 0.5
 CONTEXT_ALARM = 0.8
 
 
 def status_content(figures: Figures, width: int) -> Content:
-    """The status line in `width` cells: the context first, then speed; the model's name gives way last."""
+    """The status line in `width` cells: the context first, then speed; the model's name gives way last, its end
+    with the quantization least."""
     state = Content.styled(figures.state, "bold")
     parts: list[Content] = []
     if figures.n_ctx and figures.context_tokens is not None:
@@ -38,7 +39,7 @@ def status_content(figures: Figures, width: int) -> Content:
             break
         right = longer
     room = width - state.cell_length - right.cell_length - 6
-    left = state + gap + Content(one_line(figures.model, room)) if room >= 4 else state
+    left = state + gap + Content(shortened(figures.model, room)) if room >= 4 else state
     space = width - left.cell_length - right.cell_length
     return left + Content(" " * space) + right if space > 0 else left
 
