@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,9 +22,11 @@ from ftllm.chat.states import prune
 from ftllm.chat.store import Store, memory_store, open_store
 from ftllm.chat.voice import Voice
 from ftllm.errors import UserError
+from tui.clipboard import give_to_helper, takes_osc52
 from tui.inbox import Inbox
 from tui.screens.chat import ChatScreen
 from tui.setup import Setup
+from tui.text import without_controls
 
 STATE_SECONDS = 15.0
 """How long leaving waits for what the model has read to be written; a gigabyte takes one or two."""
@@ -71,6 +74,18 @@ class ChatApp(App[None]):
         if action == "command_palette":
             return self.screen is self.conversation
         return super().check_action(action, parameters)
+
+    def copy_to_clipboard(self, text: str, what: str = "Selection") -> None:
+        """Into the clipboard, by the terminal and by what the machine has; `what` is told to be there."""
+        clean = without_controls(text)
+        super().copy_to_clipboard(clean)
+        if give_to_helper(clean, os.environ) or takes_osc52(os.environ):
+            self.notify(f"{what} copied", timeout=2)
+        else:
+            self.notify(
+                f"{what} copied in here only: this terminal has no clipboard for programs; x exports, s saves code",
+                severity="warning",
+            )
 
     async def action_quit(self) -> None:
         """Leave; the session is kept to be gone on with."""

@@ -21,11 +21,13 @@ def marked(strip: Strip, page: Page) -> Strip:
 
 
 def highlighted(strip: Strip, span: tuple[int, int], style: Style) -> Strip:
-    """A line with some of its characters in another style: from the first of `span` up to the second, -1 for all."""
+    """A line with some of its characters on a style's ground: from the first of `span` up to the second, -1 for all."""
     text = strip.text
     start = cell_len(text[: span[0]])
     end = strip.cell_length if span[1] == -1 else cell_len(text[: span[1]])
-    parts = [strip.crop(0, start), strip.crop(start, end).apply_style(style), strip.crop(end)]
+    ground = Style(bgcolor=style.bgcolor)
+    chosen = Strip(Segment.apply_style(strip.crop(start, end), post_style=ground))
+    parts = [strip.crop(0, start), chosen, strip.crop(end)]
     return Strip.join([part for part in parts if part.cell_length])
 
 

@@ -270,6 +270,18 @@ async def test_ctrl_c_copies_a_selection() -> None:
         await pilot.press(*"Hello", "shift+home", "ctrl+c")
         assert stage.app.is_running
         assert stage.app.clipboard == "Hello"
+        await converse(stage, pilot)
+        line = stage.row("The sum is")
+        await pilot.mouse_down(offset=(3, line))
+        await pilot.hover(offset=(5, line))
+        await pilot.mouse_up(offset=(5, line))
+        segments = [(part.text, part.style) for part in stage.transcript.render_line(line)]
+        (chosen,) = [style for text, style in segments if text == "The"]
+        assert chosen is not None
+        assert chosen.bgcolor != stage.transcript.rich_style.bgcolor  # it is seen
+        await pilot.press("ctrl+c")
+        assert stage.app.is_running
+        assert stage.app.clipboard == "The"
 
 
 async def test_the_footer_offers_what_can_be_done() -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from textual import events, on
 from textual.binding import Binding, BindingType
@@ -13,15 +12,17 @@ from textual.binding import Binding, BindingType
 from ftllm.chat import store as chats
 from ftllm.chat.store import Node
 from ftllm.errors import UserError
-from tui.clipboard import give_to_helper, takes_osc52
 from tui.markdown import CodeBlock
 from tui.screens.path import PathScreen, Writing
 from tui.screens.sessions import SessionsScreen
-from tui.text import counted, file_name, without_controls
+from tui.text import counted, file_name
 from tui.turns import ReplyTurn, Turn, UserTurn
 from tui.widgets.composer import Composer
 from tui.widgets.marker import EndMarker
 from tui.widgets.transcript import Clicked, Left, Transcript
+
+if TYPE_CHECKING:
+    from tui.app import ChatApp
 
 UNDER_WAY = "A reply is under way: Esc stops it"
 
@@ -348,15 +349,7 @@ class ChatScreen(SessionsScreen):
         if not text:
             self.notify(f"There is no {what.lower()} to copy", timeout=2)
             return
-        clean = without_controls(text)
-        self.app.copy_to_clipboard(clean)
-        if give_to_helper(clean, os.environ) or takes_osc52(os.environ):
-            self.notify(f"{what} copied", timeout=2)
-        else:
-            self.notify(
-                f"{what} copied in here only: this terminal has no clipboard for programs; x exports, s saves code",
-                severity="warning",
-            )
+        cast("ChatApp", self.app).copy_to_clipboard(text, what)
 
     def _copy_code(self, blocks: list[CodeBlock], number: int = 0) -> None:
         if not blocks or number > len(blocks):
