@@ -56,6 +56,7 @@ class ChatApp(App[None]):
     def __init__(self, setup: Setup) -> None:
         super().__init__()
         self.conversation = ChatScreen(setup)
+        self._warned_of = ""  # what was written when Ctrl+C was pressed
         defaults = setup.options.defaults
         if defaults is not None and (theme := defaults.values.get("theme")):
             if theme not in self.available_themes:
@@ -93,7 +94,11 @@ class ChatApp(App[None]):
         self.exit()
 
     def action_help_quit(self) -> None:
-        """Ctrl+C with nothing selected leaves, as it does elsewhere in a terminal."""
+        """Ctrl+C with nothing selected leaves, as it does elsewhere in a terminal; what is written is asked about."""
+        written, self._warned_of = self._warned_of, self.conversation.composer.text.strip()
+        if self._warned_of and self._warned_of != written:
+            self.notify("Ctrl+C again leaves without sending what you have written", severity="warning")
+            return
         self.conversation.leave()
         self.exit()
 

@@ -154,18 +154,36 @@ async def test_an_endpoint_is_remembered_by_its_models_name() -> None:
         assert info.model == "http://box:8000/v1 qwen"
 
 
-async def test_what_waits_or_is_edited_stays_out_of_another_session(other: Path) -> None:
+async def test_what_is_written_waits_or_is_edited_stays_with_its_session(other: Path) -> None:
     stage = Stage(HERE)
     before = held(stage, other)
     async with stage.app.run_test() as pilot:
-        await begun(stage, pilot)
+        here = await begun(stage, pilot)
         composer = stage.screen.query_one(Composer)
         await stage.say(pilot, "On")
         stage.engine.text("half")
         await stage.settle(pilot)
         await stage.say(pilot, "next")
-        await pilot.press("up", "up", "e")
+        await pilot.press(*"later", "ctrl+up", "up", "e")
+        assert composer.editing
         await open_(stage, pilot, before)
         assert not composer.editing
-        assert composer.text == "next"
+        assert composer.text == ""
         assert len(stage.engine.asked) == 2
+        await open_(stage, pilot, here)
+        assert composer.text == "next\n\nlater"
+        await pilot.press("f6")
+        assert composer.text == "next\n\nlater"  # it goes along to a new session
+        assert chats.get_session(stage.store, here.id).view == {}
+
+
+async def test_ctrl_c_asks_before_what_is_written_is_lost() -> None:
+    stage = Stage(HERE)
+    async with stage.app.run_test() as pilot:
+        await pilot.press(*"Hm", "ctrl+c")
+        assert stage.app.is_running
+        assert said(stage) == ["Ctrl+C again leaves without sending what you have written"]
+        await pilot.press("m", "ctrl+c")  # it is another text now
+        assert stage.app.is_running
+        await pilot.press("ctrl+c")
+        assert not stage.app.is_running

@@ -76,7 +76,7 @@ class PickScreen(Dialog[T | None]):
     PickScreen .titles { height: 1; color: $text-muted; }
     PickScreen OptionList {
         height: auto; max-height: 1fr; min-height: 3; border: none; padding: 0; background: $background;
-        scrollbar-size-vertical: 1;
+        scrollbar-size-vertical: 1; text-wrap: nowrap; text-overflow: ellipsis;
     }
     PickScreen .said { height: auto; color: $text-muted; }
     """

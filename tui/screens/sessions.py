@@ -64,13 +64,18 @@ class SessionsScreen(ChoosingScreen):
         """
         self._after_reply(lambda: self._show(session, node, thought=thought))
 
-    def leave(self) -> None:
-        """Keep what is wanted to go on with the session: its place on the screen, and what the model has read."""
+    def leave(self, *, draft: bool = True) -> None:
+        """Keep what is wanted to go on with the session: its place on the screen, and what the model has read.
+
+        Args:
+            draft: whether to keep what is being written, too.
+        """
+        self._return_queue()
         info = self.conversation.info
         if info is None:
             return
         try:
-            self.conversation.keep_view(self._view())
+            self.conversation.keep_view(self._view(draft=draft))
         except UserError as error:
             self._tell(error)
         if self.busy:
@@ -79,17 +84,18 @@ class SessionsScreen(ChoosingScreen):
             self._unkept = False
             self._loader.save_state(state_file(info.uid))
 
-    def _view(self) -> dict[str, object]:
-        place = self.transcript.place
+    def _view(self, *, draft: bool) -> dict[str, object]:
+        place, written = self.transcript.place, self.query_one(Composer).draft if draft else ""
         node = self.transcript.turns[place[0]].node if place is not None else None
-        return {} if place is None or node is None else {"node": node, "above": place[1]}
+        at_top = {} if place is None or node is None else {"node": node, "above": place[1]}
+        return at_top | ({"draft": written} if written.strip() else {})
 
     def _show(self, session: int, node: int | None = None, *, thought: bool = False, own_model: bool = True) -> None:
         conversation, transcript = self.conversation, self.transcript
         another = conversation.info is None or conversation.info.id != session
         try:
             if another:
-                self._put_away()
+                self._put_away(draft=True)
             if node is not None:
                 chats.show_node(conversation.store, node)
             info = conversation.open(session)
@@ -103,6 +109,8 @@ class SessionsScreen(ChoosingScreen):
         transcript.show(turns, (index, above) if index is not None and isinstance(above, int) else None)
         if another:
             self._take_up(info, own_model=own_model)
+            if isinstance(draft := view.get("draft"), str):
+                self.query_one(Composer).give_back(draft)
         found = next((turn for turn in turns if node is not None and turn.node == node), None)
         if found is not None:
             for one in found.thoughts if thought else ():
@@ -111,11 +119,17 @@ class SessionsScreen(ChoosingScreen):
             transcript.select(found)
         self._session_changed()
 
-    def _put_away(self) -> None:
-        """Leave the session that is shown; what was to be said in it goes back to the composer."""
-        self.query_one(Composer).end_edit()
-        self._return_queue()
-        self.leave()
+    def _put_away(self, *, draft: bool) -> None:
+        """Leave the session that is shown; what was to be said in it goes back to the composer.
+
+        Args:
+            draft: whether what is in the composer stays with the session; else it goes along.
+        """
+        composer = self.query_one(Composer)
+        composer.end_edit()
+        self.leave(draft=draft)
+        if draft and self.conversation.info is not None:
+            composer.clear()
 
     def _take_up(self, info: SessionInfo, *, own_model: bool) -> None:
         """Let the model that a session was held with go on, loaded as it was, with what it had read.
@@ -170,7 +184,7 @@ class SessionsScreen(ChoosingScreen):
         self._after_reply(self._begin)
 
     def _begin(self, *, write: bool = True) -> None:
-        self._put_away()
+        self._put_away(draft=False)
         self.conversation.begin(self._options.system, self._options.reply)
         self.transcript.show([])
         self._session_changed()

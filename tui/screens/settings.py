@@ -72,6 +72,7 @@ class SettingsScreen(Dialog[Chosen | None]):
     """
 
     AUTO_FOCUS = ""
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (60, "-wide")]  # noqa: RUF012
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "use", "Use them from the next message on"),
         Binding("ctrl+s", "keep", "Use them, and in new conversations too", priority=True),
@@ -87,7 +88,8 @@ class SettingsScreen(Dialog[Chosen | None]):
     SettingsScreen Choice:focus:nocolor { text-style: bold reverse; }
     SettingsScreen #set-theme, SettingsScreen #preset { width: 26; }
     SettingsScreen TextArea { width: 1fr; height: 3; border: none; padding: 0; background: $surface; }
-    SettingsScreen .end { margin-top: 1; }
+    SettingsScreen.-narrow .note { display: none; }
+    SettingsScreen.-narrow .wrong { display: block; }
     """
 
     def __init__(

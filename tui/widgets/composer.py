@@ -45,6 +45,11 @@ class Composer(TextArea):
         """Whether a message said before is being edited."""
         return self._draft is not None
 
+    @property
+    def draft(self) -> str:
+        """What is being written, or was before a message was taken to be edited."""
+        return self.text if self._draft is None else self._draft
+
     def begin_edit(self, text: str) -> None:
         """Edit a message; what was being written waits."""
         if self._draft is None:
