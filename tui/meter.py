@@ -63,6 +63,10 @@ class Meter:
         self.figures = Figures(model, "loading")
         self._running = False
 
+    def rename(self, model: str) -> None:
+        """The model has another name than was known before it was loaded."""
+        self._set(model=model)
+
     def asked(self) -> None:
         """A message was sent: a reply begins."""
         self._prompt_tokens = self._closed_thoughts = self._open_thought = self._answer = 0

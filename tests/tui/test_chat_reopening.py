@@ -149,6 +149,8 @@ async def test_an_endpoint_is_remembered_by_its_models_name() -> None:
         await begun(stage, pilot)
         stage.screen.switch(Remote("http://box:8000/v1"))
         stage.engine.ready(path="http://box:8000/v1 qwen")
+        await stage.settle(pilot)
+        assert "ready   qwen" in status(stage)
         await converse(stage, pilot)
         info = chats.list_sessions(stage.store)[0]
         assert info.model == "http://box:8000/v1 qwen"

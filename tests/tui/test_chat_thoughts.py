@@ -153,7 +153,7 @@ async def test_a_budget_and_a_loop_while_it_thinks() -> None:
         stage.engine.think(*STEPS)
         await stage.settle(pilot)
         assert stage.title().endswith("40 tokens  ━━━━━━━━──────── of 80")
-        assert "think auto, at most 80" in status(stage)
+        assert "think auto ≤80" in status(stage)
         stage.engine.play([LoopSuspected(stage.clock(), 1, period=12, count=4, thought=True)])
         await stage.settle(pilot)
         assert "repeating itself (x4), press Ctrl+N to answer now" in stage.drawn()

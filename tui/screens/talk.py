@@ -186,6 +186,8 @@ class TalkScreen(Screen[None]):
         if isinstance(event, Loaded):
             self._shares_cores = event.shares_cores
             self.conversation.loaded(event)
+            self._meter.rename(self.conversation.model.stem)
+            self.transcript.greet(self.conversation.model.stem)
             if not self._do_next():
                 self._send_next()
         elif isinstance(event, Failed):
@@ -360,5 +362,5 @@ def byline(reply: Node, before: Sequence[Node]) -> str:
 
 
 def thinking(options: ReplyOptions) -> str:
-    """How thoughts are asked for: `auto`, `on`, `auto, at most 512`."""
-    return options.think if options.think_budget is None else f"{options.think}, at most {options.think_budget}"
+    """How thoughts are asked for: `auto`, `on`, `auto ≤512`."""
+    return options.think if options.think_budget is None else f"{options.think} ≤{options.think_budget}"
