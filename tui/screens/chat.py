@@ -324,6 +324,7 @@ class ChatScreen(SessionsScreen):
         def restore() -> None:
             self.conversation.restore(node.id)
             self._show_changed()
+            self.transcript.select(next((one for one in self.transcript.turns if one.node == node.id), None))
 
         self._deleted = [*self._deleted, restore]
         with_it = f" with {counted(following, 'message')} after it" if following else ""
