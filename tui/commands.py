@@ -64,6 +64,7 @@ WORDS = (
     Command("copy_reply", "", "copy"),
     Command("copy_code", "Copy a block of code of the last reply, by its number", "code", "[NUMBER]"),
     Command("save_code", "Write a block of code of the last reply to a file", "save", "[NUMBER]"),
+    Command("open_link", "Open a link of the last reply in the browser", "open"),
     Command("regenerate", "", "again"),
     Command("edit_message", "Say your last message otherwise, and ask again", "edit"),
     Command("continue_reply", "Let the last reply go on", "continue"),

@@ -94,6 +94,12 @@ def code_blocks(source: str) -> list[CodeBlock]:
     ]
 
 
+def links(source: str) -> list[str]:
+    """The web pages that a document links to, each once, as `render` shows them."""
+    inline = (child for token in parse(source) for child in token.children or ())
+    return list(dict.fromkeys(str(child.attrs["href"]) for child in inline if child.type == "link_open"))
+
+
 def render(
     tokens: Sequence[Token], width: int, look: Look, *, first_code: int | None = 1, headless: bool = False
 ) -> list[Strip]:

@@ -130,8 +130,10 @@ class Thought:
         parts = [(self.title, look["muted"])]
         if self.live and self._budget:
             done = min(self.tokens * BAR_CELLS // self._budget, BAR_CELLS)
-            parts += [("  ", look["muted"]), ("━" * done, look["link"]), ("─" * (BAR_CELLS - done), look["muted"])]
-            parts += [(f" of {self._budget:,}", look["muted"])]
+            of_all = f" of {self._budget:,}"
+            if cell_len(self.title + of_all) + 2 + BAR_CELLS <= page.width:
+                parts += [("  ", look["muted"]), ("━" * done, look["link"]), ("─" * (BAR_CELLS - done), look["muted"])]
+            parts += [(of_all, look["muted"])]
         meta, room = Style.from_meta({"thought": True}), page.width
         segments = []
         for text, style in parts:

@@ -282,3 +282,23 @@ async def test_deleting_and_undoing() -> None:
         assert answers(stage) == ["The sum is **933**.", "second"]
         await pilot.press("ctrl+up", "u")
         assert told(stage)[-1] == "Nothing was deleted"
+
+
+async def test_opening_a_link_by_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    async with conversation() as (stage, pilot):
+        monkeypatch.setattr(stage.app, "open_url", lambda url, **_: opened.append(url))
+        await pilot.press("ctrl+up", "o")
+        assert told(stage)[-1] == "There is no link here"
+        await pilot.press("escape")
+        await stage.say(pilot, "Where?")
+        await answer(stage, pilot, "At <https://one.example/a>, not [there](file:///etc/passwd).")
+        await pilot.press("ctrl+up", "o")
+        assert opened == ["https://one.example/a"]
+        await pilot.press("escape")
+        await stage.say(pilot, "Where else?")
+        await answer(stage, pilot, "[Here](https://two.example), [here](https://two.example) or https://three.example.")
+        await stage.say(pilot, "/open")
+        await pilot.pause()
+        await pilot.press(*"three", "enter")
+        assert opened == ["https://one.example/a", "https://three.example"]

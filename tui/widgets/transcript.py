@@ -66,6 +66,7 @@ class Transcript(ScrollView, can_focus=True):
             "1", "screen.copy_code(1)", "Copy code", show=False, key_display="1-9", tooltip="Copy that block of code"
         ),
         *(Binding(str(number), f"screen.copy_code({number})", show=False, system=True) for number in range(2, 10)),
+        Binding("o", "screen.open_link", "Open link", show=False, tooltip="Open a link of the message in the browser"),
         Binding("s", "screen.save_code", "Save code", show=False, tooltip="Save a block of code to a file"),
         Binding("r", "screen.regenerate", "Again", show=False, tooltip="Ask for another reply, beside this one"),
         Binding("e", "screen.edit_message", "Edit", show=False, tooltip="Say it otherwise, and ask again"),
