@@ -140,3 +140,21 @@ async def test_every_command_is_done_by_something() -> None:
         names = [command.name for command in stage.screen.commands if command.name]
         assert len(set(names)) == len(names)
         assert {"help", "settings", "preset", "temp", "system", "theme", "quit"} <= set(names)
+
+
+async def test_a_completion_is_clicked() -> None:
+    stage = Stage()
+    async with stage.app.run_test() as pilot:
+        await pilot.press(*"/keep")
+        assert offered(stage) == ["/keep-preset NAME", "/keep-defaults"]
+        await pilot.click(Completions, offset=(4, 0))
+        assert stage.screen.query_one(Composer).text == "/keep-preset "
+        await pilot.press("ctrl+u", *"/loops ")
+        assert offered(stage) == ["warn", "stop", "off"]
+        await pilot.click(Completions, offset=(4, 2))
+        await pilot.pause()
+        assert stage.screen.conversation.options.loops == "off"
+        assert stage.app.focused is stage.screen.query_one(Composer)
+        await pilot.press("slash")
+        await pilot.click(Completions, offset=(4, 8))  # how many there are
+        assert stage.screen.query_one(Composer).text == "/"

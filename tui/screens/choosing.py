@@ -86,6 +86,13 @@ class ChoosingScreen(TalkScreen):
     def _complete(self) -> None:
         self.query_one(Completions).look(self.query_one(Composer).text)
 
+    @on(Completions.Taken)
+    def _clicked_completion(self) -> None:
+        composer, chosen = self.query_one(Composer), self.query_one(Completions).chosen
+        composer.focus()
+        if chosen is not None:
+            composer.take(chosen)
+
     def completions(self, line: str) -> Sequence[Completion]:
         """What a line that begins with a slash may become."""
         if not line.startswith("/") or "\n" in line or self.query_one(Composer).editing:

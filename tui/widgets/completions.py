@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.cells import cell_len
+from textual import events
 from textual.content import Content
+from textual.message import Message
 from textual.widgets import Static
 
 from tui.text import one_line
@@ -49,11 +51,15 @@ class Completions(Static):
     }
     """
 
+    class Taken(Message):
+        """The marked one was clicked."""
+
     def __init__(self, complete: Callable[[str], Sequence[Completion]]) -> None:
         super().__init__(markup=False)
         self._complete = complete
         self._offered: list[Completion] = []
         self._chosen = 0
+        self._first = 0  # of those in view
 
     @property
     def chosen(self) -> Completion | None:
@@ -80,13 +86,21 @@ class Completions(Static):
         self._chosen = (self._chosen + step) % len(self._offered)
         self._draw()
 
+    def on_click(self, event: events.Click) -> None:
+        """Take the one that was clicked."""
+        number = self._first + event.y
+        if event.y < ROWS and number < len(self._offered):
+            self._chosen = number
+            self._draw()
+            self.post_message(self.Taken())
+
     def on_resize(self) -> None:
         """Fit the new width."""
         self._draw()
 
     def _draw(self) -> None:
         width = self.content_size.width
-        first = max(0, min(self._chosen - ROWS // 2, len(self._offered) - ROWS))
+        first = self._first = max(0, min(self._chosen - ROWS // 2, len(self._offered) - ROWS))
         shown = self._offered[first : first + ROWS]
         column = min(max((cell_len(one.label) for one in shown), default=0) + 2, max(width // 2, 1))
         lines = []

@@ -10,7 +10,7 @@ from textual.message import Message
 from textual.widgets import TextArea
 
 from tui.commands import MESSAGE_PREFIX, is_command
-from tui.widgets.completions import Completions
+from tui.widgets.completions import Completion, Completions
 
 
 class Composer(TextArea):
@@ -97,15 +97,25 @@ class Composer(TextArea):
             menu.move(1 if key == "down" else -1)
         elif key == "escape":
             menu.hide()
-        elif key == "enter" and chosen.whole:
-            self.clear()
-            self.post_message(self.Commanded(chosen.line))
-        elif key in ("tab", "enter"):
-            self.load_text(chosen.line if chosen.whole else f"{chosen.line} ")
-            self.move_cursor(self.document.end)
+        elif key == "enter":
+            self.take(chosen)
+        elif key == "tab":
+            self._complete(chosen)
         else:
             return False
         return True
+
+    def take(self, chosen: Completion) -> None:
+        """Do what a completion says, or let the rest of it be typed."""
+        if chosen.whole:
+            self.clear()
+            self.post_message(self.Commanded(chosen.line))
+        else:
+            self._complete(chosen)
+
+    def _complete(self, chosen: Completion) -> None:
+        self.load_text(chosen.line if chosen.whole else f"{chosen.line} ")
+        self.move_cursor(self.document.end)
 
     def _finished(self, text: str) -> Message:
         """What a line is: a command, or a message; a message that begins with a slash is written with two."""
