@@ -17,7 +17,7 @@ from textual.command import Provider
 from ftllm.chat.defaults import default_path, read_defaults
 from ftllm.chat.events import Failed, StateSaved
 from ftllm.chat.options import ChatOptions
-from ftllm.chat.remote import Target
+from ftllm.chat.remote import Target, lasting
 from ftllm.chat.states import prune
 from ftllm.chat.store import Store, memory_store, open_store
 from ftllm.chat.voice import Voice
@@ -116,8 +116,7 @@ def run_chat(model: Target, options: ChatOptions) -> int:
         the program's exit code.
     """
     options = replace(options, defaults=options.defaults or read_defaults(default_path()))
-    if isinstance(model, Path):
-        model = model.absolute()  # sessions remember it, wherever they are opened again
+    model = lasting(model)
     inbox = Inbox()
     store, notice = _store()
     with Voice(inbox.put) as voice, store:

@@ -14,7 +14,7 @@ from typing import Any
 from ftllm.chat import store as chats
 from ftllm.chat.events import AnyEvent, Done, Failed, Loaded, StateSaved
 from ftllm.chat.options import ChatOptions
-from ftllm.chat.remote import Remote, Target
+from ftllm.chat.remote import Remote, Target, lasting
 from ftllm.chat.session import Reply, Session
 from ftllm.chat.states import prune, state_file
 from ftllm.chat.store import Store
@@ -104,7 +104,7 @@ class Asker:
         session = Session(options.system, [node.message for node in kept.nodes] if kept else [])
         session.ask(prompt, options.images)
         number = self._voice.generate(session.context(), options.reply)
-        author = chats.Author(str(target.resolve() if isinstance(target, Path) else target), "", options.reply)
+        author = chats.Author(str(lasting(target)), "", options.reply)
         reply = Reply()
         recorder: chats.Recorder | None = None
         with _Interrupt(self._voice.stop) as interrupt:

@@ -45,6 +45,11 @@ Target: TypeAlias = Path | Remote
 """What can be talked to: a GGUF's path, or a model behind an endpoint."""
 
 
+def lasting(target: Target) -> Target:
+    """What a session remembers: a path from the root, under the file's own name, which the Hub's cache links away."""
+    return target.parent.resolve() / target.name if isinstance(target, Path) else target
+
+
 def is_address(named: str) -> bool:
     """Whether a model was given as an endpoint's address."""
     return named.lower().startswith(("http://", "https://"))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import keyring
 import pytest
 from keyring.backend import KeyringBackend
 
-from ftllm.chat.remote import Remote, api_key, is_address, parse_remote
+from ftllm.chat.remote import Remote, api_key, is_address, lasting, parse_remote
 from ftllm.errors import UserError
 
 
@@ -84,3 +86,12 @@ def test_where_keys_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
         assert api_key(other) == api_key(openai) == "from the environment"
     finally:
         keyring.set_keyring(before)
+
+
+def test_a_model_is_remembered_by_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "0a1b2c").touch()
+    (tmp_path / "m-Q8_0.gguf").symlink_to(tmp_path / "0a1b2c")
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path / "runs")
+    assert lasting(Path("../m-Q8_0.gguf")) == tmp_path.resolve() / "m-Q8_0.gguf"
+    assert lasting(Remote("http://host/v1")) == Remote("http://host/v1")
