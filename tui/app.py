@@ -22,7 +22,7 @@ from ftllm.chat.states import prune
 from ftllm.chat.store import Store, memory_store, open_store
 from ftllm.chat.voice import Voice
 from ftllm.errors import UserError
-from tui.clipboard import give_to_helper, takes_osc52
+from tui.clipboard import give_to_helper, has_browser, takes_osc52
 from tui.inbox import Inbox
 from tui.screens.chat import ChatScreen
 from tui.setup import Setup
@@ -87,6 +87,13 @@ class ChatApp(App[None]):
                 f"{what} copied in here only: this terminal has no clipboard for programs; x exports, s saves code",
                 severity="warning",
             )
+
+    def open_url(self, url: str, *, new_tab: bool = True) -> None:
+        """In the person's browser; where there is none, the address goes to the clipboard."""
+        if has_browser(os.environ):
+            super().open_url(url, new_tab=new_tab)
+        else:
+            self.copy_to_clipboard(url, "Address")
 
     async def action_quit(self) -> None:
         """Leave; the session is kept to be gone on with."""

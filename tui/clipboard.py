@@ -1,9 +1,13 @@
-"""Text into the person's clipboard: by the terminal (OSC 52, which works over ssh), and by what the machine has."""
+"""Text into the person's clipboard: by the terminal (OSC 52, which works over ssh), and by what the machine has.
+
+Web pages go there too where there is no browser to open them.
+"""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -37,6 +41,13 @@ def helper(environment: Mapping[str, str]) -> tuple[str, ...] | None:
 def takes_osc52(environment: Mapping[str, str]) -> bool:
     """Whether the terminal may take text for the clipboard; most do, and none says so."""
     return environment.get("TERM") not in ("linux", "dumb") and environment.get("TERM_PROGRAM") != "Apple_Terminal"
+
+
+def has_browser(environment: Mapping[str, str], platform: str = sys.platform) -> bool:
+    """Whether a browser would open before the person: not over ssh, and not one that takes this terminal for itself."""
+    if environment.get("SSH_CONNECTION"):
+        return False
+    return platform in ("darwin", "win32") or any(map(environment.get, ("DISPLAY", "WAYLAND_DISPLAY")))
 
 
 def give_to_helper(text: str, environment: Mapping[str, str]) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tui_stage import Stage
 
-from tui.clipboard import give_to_helper, helper, takes_osc52
+from tui.clipboard import give_to_helper, has_browser, helper, takes_osc52
 
 
 @pytest.fixture
@@ -48,3 +49,20 @@ def test_terminals_without_osc52() -> None:
     assert takes_osc52({"TERM": "xterm-256color"})
     assert not takes_osc52({"TERM": "linux"})
     assert not takes_osc52({"TERM": "xterm-256color", "TERM_PROGRAM": "Apple_Terminal"})
+
+
+def test_where_a_browser_opens() -> None:
+    assert has_browser({}, "darwin")
+    assert has_browser({"DISPLAY": ":0"}, "linux")
+    assert not has_browser({}, "linux")
+    assert not has_browser({"DISPLAY": "localhost:10.0", "SSH_CONNECTION": "10.0.0.1 22"}, "linux")
+
+
+async def test_without_a_browser_an_address_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSH_CONNECTION", "10.0.0.1 22")
+    stage = Stage()
+    async with stage.app.run_test() as pilot:
+        stage.app.open_url("https://one.example")
+        await pilot.pause()
+        assert stage.app.clipboard == "https://one.example"
+        assert [one.message for one in stage.app._notifications] == ["Address copied"]

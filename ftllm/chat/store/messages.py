@@ -283,7 +283,7 @@ def _node(row: dict[str, Any], images: Path | None) -> Node:
             stop_reason=row["stop_reason"],
             stats=stats_from(row["stats"]),
             thought_end=row["thought_end"],
-            thoughts=tuple(OneThought(**thought) for thought in json.loads(row["thoughts"])),
+            thoughts=_thoughts_from(row["thoughts"]),
         ),
         author=Author(
             row["model"],
@@ -295,6 +295,14 @@ def _node(row: dict[str, Any], images: Path | None) -> Node:
         branches=row["branches"],
         created=row["created"],
     )
+
+
+def _thoughts_from(text: str) -> tuple[OneThought, ...]:
+    """The thoughts of a row; none where damage has cut them off: the message has them all in one too."""
+    try:
+        return tuple(OneThought(**thought) for thought in json.loads(text))
+    except (TypeError, ValueError):
+        return ()
 
 
 def stats_from(text: str | None) -> Stats | None:
