@@ -40,8 +40,12 @@ class Dialog(ModalScreen[T], Generic[T]):
         box.add_class("frame")
         box.border_title = Content(title)
         buttons = [
-            Content(text).stylize(Style.from_meta({"@click": f"app.simulate_key('{key}')"}) if key else "")
+            Content(text).stylize(Style.from_meta({"@click": f"screen.press('{key}')"}) if key else "")
             for key, text in keys
         ]
         box.border_subtitle = Content("   ").join(buttons)
         return box
+
+    def action_press(self, key: str) -> None:
+        """As if the key had been pressed. In the application's name, for a key that the box sent would end there."""
+        self.app.call_later(self.app.simulate_key, key)
