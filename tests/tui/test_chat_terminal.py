@@ -267,3 +267,26 @@ def test_a_session_brings_its_model_as_it_was_loaded(terminal: Terminal, scripte
     terminal.until(r"xyz(.|\n)*ready")
     terminal.keys("C-q")
     terminal.until("left with 0")
+
+
+@pytest.fixture(scope="module")
+def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded base model as a GGUF."""
+    pytest.importorskip("torch", reason="exporting needs ftllm[export]")
+    out = tmp_path_factory.mktemp("nano")
+    export = [sys.executable, "-m", "ftllm", "export", "models/nano", "--quant", "Q8_0", "--verify", "none"]
+    subprocess.run([*export, "--out", str(out)], check=True, cwd=ROOT, capture_output=True)
+    return next(out.glob("*.gguf"))
+
+
+def test_the_nano_model(terminal: Terminal, nano: Path) -> None:
+    start(terminal, nano, "--max-tokens 40")
+    terminal.type("What is 2 + 3?")
+    terminal.keys("Enter")
+    screen = terminal.until(rf"ready +{nano.stem}.* tok/s   context \d+/2048")
+    answer = screen.split("What is 2 + 3?")[1].split("╭")[0]
+    assert answer.strip()
+    terminal.keys("F6")
+    terminal.until("Ask it something")
+    terminal.keys("C-q")
+    terminal.until("left with 0")
