@@ -189,6 +189,13 @@ def check_model(path: Path) -> Header:
     return header
 
 
+def projector_beside(model: Path) -> Path | None:
+    """The mmproj by which a model sees images, where one that fits lies beside it."""
+    from ftllm.llama.vision import find_projector
+
+    return find_projector(model)
+
+
 def candidates(paths: Iterable[Path]) -> list[Candidate]:
     """The models among GGUF files; projectors, adapters, importance matrices and links to nowhere are left out.
 

@@ -61,6 +61,11 @@ class Conversation:
         return isinstance(self.model, Remote)
 
     @property
+    def shows_images(self) -> bool:
+        """Whether the model must see images to go on."""
+        return bool(self.images) or any(node.message.images for node in self.nodes)
+
+    @property
     def messages(self) -> list[ChatMessage]:
         """What was said on the branch that is shown, the reply under way not included."""
         return [node.message for node in self.nodes]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ftllm.catalogue import choose, everything
+from ftllm.catalogue import choose, everything, projector_beside
+from ftllm.chat.options import LoadSettings
 from ftllm.chat.remote import Remote, Target, is_address, parse_remote
 from ftllm.errors import UserError
 
@@ -103,6 +104,12 @@ def kept_target(model: str) -> Target | None:
             return parse_remote(model)
     path = Path(model)
     return path.absolute() if model and path.is_file() else None
+
+
+def load_of(target: Target, before: LoadSettings, *, shows_images: bool) -> LoadSettings:
+    """How another model is loaded: as the one before, but for what is of one model only."""
+    projector = projector_beside(target) if shows_images and isinstance(target, Path) else None
+    return replace(before, adapters=(), mmproj=str(projector or ""))
 
 
 def same(one: Target, other: Target) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from textual.widgets import Input, OptionList
+from tiny_vision import write_png, write_projector
 from tui_stage import MODEL, Stage, converse, notes, status
 
 from ftllm.chat import store as chats
@@ -20,6 +22,10 @@ from ftllm.chat.remote import Remote
 from tui.models import addresses_of
 from tui.screens.models import ModelsScreen
 from tui.widgets.completions import Completions
+
+sys.path.append(str(Path(__file__).parents[1] / "llama"))
+
+from tiny_gemma import write_gemma
 
 
 @pytest.fixture
@@ -106,6 +112,23 @@ async def test_picking_one(models: Path, endpoint: Remote) -> None:
         assert [line for line in stage.drawn() if "F32" in line] == ["small-F32.gguf"]
         await pilot.press("f3")
         assert listed(stage)[2].startswith("● small-F32.gguf")
+
+
+async def test_where_images_were_shown_another_model_gets_its_projector(tmp_path: Path) -> None:
+    write_png(tmp_path / "red.png", (255, 0, 0))
+    write_gemma(tmp_path / "tiny-F32.gguf")
+    projector = write_projector(tmp_path / "mmproj-tiny-F32.gguf")
+    stage = Stage(ChatOptions(load=LoadSettings(n_ctx=512, mmproj="other.gguf"), images=(str(tmp_path / "red.png"),)))
+    async with stage.app.run_test() as pilot:
+        stage.engine.ready()
+        await converse(stage, pilot)
+        stage.screen.switch(tmp_path / "tiny-F32.gguf")
+        assert stage.engine.loads[-1][1] == LoadSettings(n_ctx=512, mmproj=str(projector))
+        stage.engine.ready()
+        await stage.settle(pilot)
+        await pilot.press("f6")  # nothing was shown in this one
+        stage.screen.switch(MODEL)
+        assert stage.engine.loads[-1][1] == LoadSettings(n_ctx=512)
 
 
 @pytest.mark.usefixtures("models")

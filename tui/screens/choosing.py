@@ -197,14 +197,14 @@ class ChoosingScreen(TalkScreen):
 
     def switch(self, target: Target) -> None:
         """Go on with another model; where it cannot be loaded, with the one before."""
-        from tui.models import same
+        from tui.models import load_of, same
 
         if self.busy:
             self.notify("A reply is under way: Esc stops it", severity="warning")
         elif not same(target, self.conversation.model) or self._loader.failed:
-            # Adapters and projectors are of one model only.
-            self._change_model(target, replace(self.conversation.load, adapters=(), mmproj=""))
             try:
+                load = load_of(target, self.conversation.load, shows_images=self.conversation.shows_images)
+                self._change_model(target, load)
                 self.conversation.remember_model()
             except UserError as error:
                 self._tell(error)
