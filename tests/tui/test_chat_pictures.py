@@ -149,6 +149,8 @@ async def settings(stage: Stage, pilot: Pilot[None]) -> None:
 
 
 async def settings_of_an_endpoint(stage: Stage, pilot: Pilot[None]) -> None:
+    stage.engine.ready()
+    await stage.settle(pilot)
     stage.screen.switch(Remote("http://gpu-box:8000/v1", "Qwen/Qwen3-32B"))
     stage.engine.ready(path="http://gpu-box:8000/v1 Qwen/Qwen3-32B")
     await stage.settle(pilot)
@@ -270,4 +272,4 @@ def test_picture_without_colour(snap_compare: Any, monkeypatch: pytest.MonkeyPat
 
 def test_picture_of_the_readme(snap_compare: Any) -> None:
     stage = Stage()
-    assert snap_compare(stage.app, terminal_size=(96, 34), run_before=played(stage, opened))
+    assert snap_compare(stage.app, terminal_size=(96, 26), run_before=played(stage, opened))
