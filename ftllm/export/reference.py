@@ -22,7 +22,9 @@ from transformers import AutoModelForCausalLM
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ftllm.errors import UserError
+from ftllm.export import mapped
 from ftllm.export.blocks import Floats
+from ftllm.export.checkpoint import read_header, weight_files
 from ftllm.llama.machine import default_threads
 
 BATCH = 4096  # positions that go through the layers together
@@ -37,15 +39,12 @@ class Reference:
 
     Args:
         offload: a directory for what `accelerate` notes down where each layer's weights are read from the shards
-            whenever it runs, which gives the same numbers and needs the memory of the largest matrix only; None holds
-            all weights in memory.
+            whenever it runs, which gives the same numbers and needs the memory of the largest matrix only; None maps
+            weights of one 16-bit type (`ftllm.export.mapped`), and holds others in memory.
     """
 
     def __init__(self, directory: Path, adapter: Path | None, *, offload: Path | None = None) -> None:
-        options: dict[str, Any] = {} if offload is None else {"device_map": {"": "disk"}, "offload_folder": offload}
-        self.model: Any = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=torch.float32, local_files_only=True, attn_implementation="eager", **options
-        )
+        self.model = _model(directory, offload)
         self.model.eval()
         torch.set_num_threads(default_threads(self.model.num_parameters()))
         self.n_vocab = int(self.model.get_input_embeddings().weight.shape[0])
@@ -182,6 +181,18 @@ def _groups(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
         yield group
 
 
+def _model(directory: Path, offload: Path | None) -> Any:
+    """The base, computing in float32."""
+    kinds = {kind for shard in weight_files(directory) for kind, _ in read_header(shard).values()}
+    dtype = mapped.TYPES.get(next(iter(kinds))) if len(kinds) == 1 else None
+    if offload is None and dtype is not None:
+        return mapped.load(directory, dtype)
+    options: dict[str, Any] = {} if offload is None else {"device_map": {"": "disk"}, "offload_folder": offload}
+    return AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, local_files_only=True, attn_implementation="eager", **options
+    )
+
+
 def _weights_of(layer: Any) -> AbstractContextManager[None]:
     """Have a layer's weights in memory, where they are read from disk only while it runs."""
     if not layer.weight.is_meta:
@@ -205,10 +216,10 @@ def factors_of(adapter: Path) -> dict[str, Factors]:
 
 def _rows(layer: Any, rows: Ints) -> Floats:
     with _weights_of(layer):
-        weight = layer.weight.detach()
+        weight = mapped.weight_of(layer)
         if type(layer).__name__ == "Conv1D":  # GPT-2 keeps its weights as [in, out]
             weight = weight.T
-        values: Floats = weight[rows].numpy()
+        values: Floats = weight[rows].float().numpy()
     return values
 
 

@@ -79,7 +79,7 @@ def test_merge_equals_peft_merge_converted_upstream(
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_reference_predicts_what_peft_predicts(whole: bool, lora: Any, nano: Path, tmp_path: Path) -> None:
-    """Held whole, and read from disk layer by layer: the same numbers, whichever sequences run beside each other."""
+    """Mapped, and read from disk layer by layer: the same numbers, whichever sequences run beside each other."""
     from safetensors.torch import load_file
 
     from ftllm.export.reference import Reference
