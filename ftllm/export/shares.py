@@ -80,11 +80,10 @@ def relative_change(base: Floats, delta: Floats, merged: Floats) -> tuple[float,
     A right merge gives 1; quantization adds noise but no bias. A weight whose rows have another order has an error
     too large to mean anything.
     """
-    change = delta.astype(np.float64).ravel()
-    rest = merged.astype(np.float64).ravel() - base.astype(np.float64).ravel()
+    change, rest = delta.ravel(), np.subtract(merged, base).ravel()
     power = float(change @ change)
     if power == 0.0:
         return 1.0, float("inf")
     share = float(rest @ change) / power
-    rest -= share * change
-    return share, float(np.sqrt(rest @ rest / rest.size / power))
+    rest -= np.float32(share) * change
+    return share, float(np.sqrt(float(rest @ rest) / rest.size / power))

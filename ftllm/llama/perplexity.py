@@ -124,15 +124,15 @@ class Comparison:
         """Compare logits `[n, n_vocab]`; `following` are the tokens that came after the first of these positions."""
         width = min(truth.shape[1], guess.shape[1])
         for index in range(len(truth)):
-            p, q = _log_softmax(truth[index, :width]), _log_softmax(guess[index, :width])
+            x, y = truth[index, :width], guess[index, :width]
+            (p, total, x_log), (_, _, y_log) = _exp(x), _exp(y)
             if index < len(following):
-                self._nats.append((-float(p[following[index]]), -float(q[following[index]])))
-            top, same = int(p.argmax()), int(p.argmax()) == int(q.argmax())
-            q -= p
-            np.exp(p, out=p)
-            divergence, best = -float(p @ q), float(p[top])
+                self._nats.append((x_log - float(x[following[index]]), y_log - float(y[following[index]])))
+            top = int(x.argmax())
+            # log p - log q is x - y, exact where they are near each other, less the difference of the sums' logs
+            divergence, best = float(p @ (x - y)) / total - (x_log - y_log), float(p[top])
             p[top] = 0.0
-            self._positions.append((divergence, same, best >= DECIDED * float(p.max())))
+            self._positions.append((divergence, top == int(y.argmax()), best >= DECIDED * float(p.max())))
 
     def result(self) -> Distance:
         """What all positions say together."""
@@ -187,8 +187,12 @@ def _standard_error(values: NDArray[np.float64]) -> float:
     return float(np.sqrt(values.var() / max(1, len(values) - 1)))
 
 
-def _log_softmax(logits: Floats) -> NDArray[np.float64]:
-    values = logits.astype(np.float64)
-    values -= values.max()
-    values -= np.log(np.exp(values).sum())
-    return values
+def _exp(logits: Floats) -> tuple[Floats, float, float]:
+    """Probabilities but for a factor, the largest being 1, in float32; their sum; the log of sum(exp(logits)).
+
+    Only sums need more digits than float32 has.
+    """
+    largest = logits.max()
+    values: Floats = np.exp(logits - largest)
+    total = float(values.sum(dtype=np.float64))
+    return values, total, float(largest) + float(np.log(total))
