@@ -10,14 +10,13 @@ from typing import Any
 
 from ftllm.errors import UserError, WorkError
 from ftllm.export.checkpoint import Extent
-from ftllm.export.samples import CHATS, PLAIN, SHARE
+from ftllm.export.samples import POSITIONS
 from ftllm.files import disk_free, human
 from ftllm.llama.machine import available_memory
 
 # Anonymous memory. On a 1B shape the peak of both processes was 2.0 GB where this counts 2.9: their peaks do not meet.
 PROCESS = 300 << 20  # Python with torch and transformers
 CHUNKS = 256 << 20  # chunks in flight
-POSITIONS = 1 + SHARE * (len(CHATS) + len(PLAIN))  # that predictions are compared at
 LOGITS = 2  # times these are in memory: the reference's, and llama.cpp's
 WHOLE = 4  # the reference is held whole where its float32 weights take at most this part of the free memory
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ftllm.errors import UserError
-from ftllm.export.samples import ANSWER, CHATS, PLAIN, SHARE, Messages
+from ftllm.export.samples import ANSWER, CHATS, PLAIN, POSITIONS, SHARE, Messages
 from ftllm.thoughts import tags_of
 
 
@@ -101,4 +101,5 @@ def sequence(tokens: Tokens, bos: int | None) -> tuple[int, ...]:
     One sequence costs the least for what it shows: no padding, and positions far from the start.
     """
     ids = [token for sample in tokens.samples for token in sample.ids[:SHARE] if token != bos]
-    return (bos, *ids) if bos is not None and tokens.adds_bos else tuple(ids)
+    head = (bos,) if bos is not None and tokens.adds_bos else ()
+    return (*head, *ids)[:POSITIONS]
