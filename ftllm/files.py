@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -96,6 +97,15 @@ def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, as lowercase hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def crc32_file(path: Path) -> int:
+    """CRC-32 of a file's bytes, as `zlib.crc32` has it."""
+    checksum = 0
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(1 << 20):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
 
 
 def read_image(path: Path) -> bytes:

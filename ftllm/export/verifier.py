@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from ftllm.export.worker import Channel, Progress, serve
 
 if TYPE_CHECKING:
+    from ftllm.export.blocks import Floats
     from ftllm.export.full import FullTruth
-    from ftllm.llama.header import Header
     from ftllm.llama.model import Model
 
 
@@ -73,7 +73,9 @@ def verify(
     order: dict[str, Any], truth: Truth, progress: Callable[[int, int], None] = lambda *_: None
 ) -> tuple[dict[str, Any], list[str]]:
     """All checks on one type's file, or its shards; its figures, and its faults as sentences."""
+    from ftllm.export import checks, structure
     from ftllm.export.full import measure
+    from ftllm.export.shares import shares
     from ftllm.llama.header import read_header
     from ftllm.llama.machine import available_memory
     from ftllm.llama.model import Model
@@ -81,47 +83,44 @@ def verify(
     parts = [(part, read_header(Path(part["path"]))) for part in order["files"]]
     size = sum(part["bytes"] for part in order["files"])
     fits = 2 * size <= available_memory()  # else it is read from the disk as it is needed
-    with Model.load(parts[0][1].path, gpu_layers=0, repack=truth.full is not None and fits) as model:
-        figures, faults = _quick(model, parts, order, truth)
-        if truth.full is not None and not faults:
-            more, faults = measure(model, order["type"], truth.full, progress)
-            figures |= more
+    wholes = [replace(one, metadata=parts[0][1].metadata) for _, one in parts]  # of several shards, the first has it
+    with ThreadPoolExecutor(2, "check") as pool:  # beside the loading, which takes one processor
+        intact = [pool.submit(checks.check_bytes, one.path, part["crc32"]) for part, one in parts]
+        found = [pool.submit(shares, whole, truth.reference, order["merged"]) for whole in wholes]
+        with Model.load(wholes[0].path, gpu_layers=0, repack=truth.full is not None and fits) as model:
+            faults = []
+            for (part, _), whole in zip(parts, wholes, strict=True):
+                faults += checks.check_header(whole, size=part["bytes"], tensors=part["tensors"])
+                faults += structure.check_norms(whole, truth.reference, order["names"])
+                faults += structure.check_row_orders(whole, model, truth.reference, order["names"])
+            faults += checks.check_tokens(model, wholes[0], truth.tokens)
+            faults += checks.check_template(model, truth.tokens)
+            predicted = predictions(model, truth.ids)
+            for same in intact:
+                faults += same.result()
+            layers = {layer: share for some in found for layer, share in some.result().items()}
+            faults += checks.check_changes(layers)
+            figures, others = _compare(predicted, order["type"], layers, truth)
+            faults += others
+            if truth.full is not None and not faults:
+                more, faults = measure(model, order["type"], truth.full, progress)
+                figures |= more
     return figures, faults
 
 
-def _quick(
-    model: Model, parts: Sequence[tuple[dict[str, Any], Header]], order: dict[str, Any], truth: Truth
+def _compare(
+    predicted: Floats, quant: str, layers: dict[str, tuple[float, float]], truth: Truth
 ) -> tuple[dict[str, Any], list[str]]:
-    """Everything but the long texts."""
-    from ftllm.export import checks, limits, structure
-    from ftllm.export.shares import shares
+    """The figures of a file's predictions and of its layers' shares, and what is wrong with the predictions."""
+    from ftllm.export import checks, limits
     from ftllm.llama.perplexity import Comparison
 
-    header = parts[0][1]  # of several shards, the one with the metadata
-    wholes = [replace(one, metadata=header.metadata) for _, one in parts]
-    with ThreadPoolExecutor(2, "check") as pool:
-        bytes_ = [pool.submit(checks.check_bytes, one.path, part["sha256"]) for part, one in parts]
-        found = [pool.submit(shares, whole, truth.reference, order["merged"]) for whole in wholes]
-        faults = []
-        for part, one in parts:
-            faults += checks.check_header(one, size=part["bytes"], tensors=part["tensors"])
-        faults += checks.check_tokens(model, header, truth.tokens)
-        faults += checks.check_template(model, truth.tokens)
-        predicted = predictions(model, truth.ids)
-        for same in bytes_:
-            faults += same.result()
-        layers = {layer: share for some in found for layer, share in some.result().items()}
-        faults += checks.check_changes(layers)
-        for whole in wholes:
-            faults += structure.check_norms(whole, truth.reference, order["names"])
-            faults += structure.check_row_orders(whole, model, truth.reference, order["names"])
     broken = sum(not checks.finite(row) for row in predicted)
     if broken:
-        return {}, [*faults, f"its logits hold NaN or infinite values at {broken} of {len(predicted)} positions"]
+        return {}, [f"its logits hold NaN or infinite values at {broken} of {len(predicted)} positions"]
     comparison = Comparison()
     comparison.add(truth.logits, predicted, truth.ids[1:])
     distance = comparison.result()
-    faults += limits.judge_distance(order["type"], distance)
     figures = {
         "kl_divergence": distance.kl_divergence,
         "same_top": distance.same_top,
@@ -132,7 +131,7 @@ def _quick(
     if known:
         figures["adapter_share"] = sum(known) / len(known)
         figures["adapter_layers_checked"] = len(known)
-    return figures, faults
+    return figures, limits.judge_distance(quant, distance)
 
 
 def predictions(model: Model, ids: Sequence[int]) -> Any:

@@ -192,7 +192,7 @@ def write(
         starts = headers.headers(shards, FILE_TYPES[item.quant], extra)
         paths = [Path(path) for path in order["paths"][file["label"]]]
         parts = [
-            stream.Part(path, start, len(tensors), path.open("wb"))
+            stream.Part(path, start, len(tensors), path.open("wb"), crc32=0 if check else None)
             for path, start, tensors in zip(paths, starts, shards, strict=True)
         ]
         outputs.append(stream.Output(item, parts, values))
@@ -224,6 +224,7 @@ def write(
                         "path": str(part.path),
                         "bytes": part.size,
                         "sha256": part.digest.hexdigest(),
+                        "crc32": part.crc32,
                         "tensors": part.tensors,
                     }
                     for part in output.parts
