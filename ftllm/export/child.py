@@ -19,6 +19,7 @@ from ftllm.errors import UserError, WorkError
 
 TAIL = 3  # lines of a dead child's stderr to show
 GRACE = 10.0  # seconds a child may take to end after its last word
+PATIENCE = 0.3  # seconds a killed child is waited for
 
 
 class Child:
@@ -52,11 +53,21 @@ class Child:
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
 
-    def kill(self) -> None:
-        """End it and everything it started, now."""
+    def end(self) -> None:
+        """Kill it and everything it started, without waiting for their end."""
         if not self.dead:
             self._kill_group()
-        self._process.wait()
+
+    def kill(self) -> None:
+        """End it and everything it started, now.
+
+        One whose last writes the system is still bringing to the disk cannot end before that, and is left to it.
+        """
+        self.end()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(PATIENCE)
+        if not self.dead:
+            return
         self._reader.join(timeout=0.5)
         if self._reader.is_alive():  # something it started outlived it, and holds its output open
             self._kill_group()

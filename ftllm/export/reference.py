@@ -41,12 +41,17 @@ class Reference:
         offload: a directory for what `accelerate` notes down where each layer's weights are read from the shards
             whenever it runs, which gives the same numbers and needs the memory of the largest matrix only; None maps
             weights of one 16-bit type (`ftllm.export.mapped`), and holds others in memory.
+        alone: take all cores; else half of them, for something else takes as many. Threads wait for each other at every
+            operation, turning in circles: two on cores that were both in use took twice the processor time of one.
     """
 
-    def __init__(self, directory: Path, adapter: Path | None, *, offload: Path | None = None) -> None:
+    def __init__(
+        self, directory: Path, adapter: Path | None, *, offload: Path | None = None, alone: bool = True
+    ) -> None:
         self.model = _model(directory, offload)
         self.model.eval()
-        torch.set_num_threads(default_threads(self.model.num_parameters()))
+        threads = default_threads(self.model.num_parameters())
+        torch.set_num_threads(threads if alone else max(1, threads // 2))
         self.n_vocab = int(self.model.get_input_embeddings().weight.shape[0])
         self.bos: int | None = getattr(self.model.config.get_text_config(), "bos_token_id", None)
         self._output_type: Any = BaseModelOutputWithPast  # vision models have one of their own

@@ -32,12 +32,12 @@ class Truth:
     full: FullTruth | None = None
 
     @classmethod
-    def of(cls, base: Path, adapter: Path | None, offload: Path | None = None) -> Truth:
-        """Compute it from a base and an adapter; `offload` as in `Reference`."""
+    def of(cls, base: Path, adapter: Path | None, offload: Path | None = None, *, alone: bool = True) -> Truth:
+        """Compute it from a base and an adapter; `offload` and `alone` as in `Reference`."""
         from ftllm.export.reference import Reference
         from ftllm.export.tokens import read_tokens, sequence
 
-        reference = Reference(base, adapter, offload=offload)
+        reference = Reference(base, adapter, offload=offload, alone=alone)
         tokens = read_tokens(base, reference.n_vocab)
         ids = sequence(tokens, reference.bos)
         (states,) = reference.hidden([ids])
@@ -48,13 +48,14 @@ def run(job: dict[str, Any], channel: Channel) -> None:
     """Compute the reference, then verify files until told to stop.
 
     Args:
-        job: `base`, `adapter` (or null), `whole` (whether all of the reference's weights are in memory at once),
-            `scratch` (a directory), and for `--verify full` `text`, see `full.read_texts`.
+        job: `base`, `adapter` (or null), `whole` (whether all of the reference's weights may be in memory at once),
+            `scratch` (a directory where they may not), and for `--verify full` `text`, see `full.read_texts`.
     """
     started = time.monotonic()
     base = Path(job["base"])
     adapter = Path(job["adapter"]) if job["adapter"] else None
-    truth = Truth.of(base, adapter, None if job["whole"] else Path(job["scratch"]))
+    offload = None if job["whole"] else Path(job["scratch"])
+    truth = Truth.of(base, adapter, offload, alone=bool(job["text"]))
     progress = Progress(channel)
     if job["text"]:
         from ftllm.export.full import FullTruth, read_texts
@@ -85,7 +86,7 @@ def verify(
     fits = 2 * size <= available_memory()  # else it is read from the disk as it is needed
     wholes = [replace(one, metadata=parts[0][1].metadata) for _, one in parts]  # of several shards, the first has it
     with ThreadPoolExecutor(2, "check") as pool:  # beside the loading, which takes one processor
-        intact = [pool.submit(checks.check_bytes, one.path, part["crc32"]) for part, one in parts]
+        intact = [pool.submit(checks.check_bytes, one.path, part) for part, one in parts]
         found = [pool.submit(shares, whole, truth.reference, order["merged"]) for whole in wholes]
         with Model.load(wholes[0].path, gpu_layers=0, repack=truth.full is not None and fits) as model:
             faults = []

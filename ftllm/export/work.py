@@ -7,7 +7,6 @@ that is killed goes on from there.
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ftllm.export.child import Child, Events
+from ftllm.export.scratch import scratch
 from ftllm.export.targets import Target
 from ftllm.files import partial_path
 from ftllm.progress import Reporter
@@ -44,6 +44,7 @@ class Work:
         self._events = Events()
         self._verifier: Child | None = None
         self._ready = False
+        self._unsynced: Child | None = None  # whose files are whole, but maybe not yet on the disk
         self._tokens: dict[Child, int] = {}  # of the text that a child measures on
         self.timings: dict[str, float] = {}
 
@@ -52,11 +53,18 @@ class Work:
         child = Child(name, module, dict(job), self._events)
         self._stack.callback(child.kill)
         self._stack.callback(lambda: self._reporter.detail(child.log()))
+        self._stack.callback(self._end)
         return child
 
+    def _end(self) -> None:
+        """Tell all processes to end, before any is waited for."""
+        for child in self._events.children:
+            child.end()
+
     def start_verifier(self, job: Mapping[str, Any]) -> None:
-        scratch = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="ftllm-reference-"))
-        self._verifier = self.start("verifying", "ftllm.export.verifier", {**job, "scratch": scratch})
+        """Start the verifying process; it gets a scratch directory where the reference is not `whole`."""
+        place = None if job["whole"] else str(self._stack.enter_context(scratch()))
+        self._verifier = self.start("verifying", "ftllm.export.verifier", {**job, "scratch": place})
 
     def plan(self, job: Mapping[str, Any]) -> tuple[Child, dict[str, Any]]:
         """Start a worker and wait for its plan."""
@@ -76,6 +84,7 @@ class Work:
         for target, file in zip(targets, files, strict=True):
             self._stack.callback(target.discard)
             paths[file["label"]] = [str(path) for path in target.begin(file["shards"])]
+        self._stack.callback(self._end)  # before their files are removed
         worker.send({"go": True, "paths": paths, "importance": str(importance) if importance else None})
         total = sum(file["bytes"] for file in files)
         with self._reporter.task("Merging and quantizing", total, "bytes") as task:
@@ -84,6 +93,7 @@ class Work:
             )
             task.update(total)
         self.add_time("write", event["seconds"])
+        self._unsynced = worker
         return [
             Written(target, file, made["shards"], made["largest_error"], made["mean_errors"])
             for target, file in zip(targets, files, strict=True)
@@ -101,8 +111,9 @@ class Work:
         return event
 
     def verify(self, files: Sequence[Written], plan: dict[str, Any]) -> Iterator[Written]:
-        """Each file with its figures and faults, as soon as it has been looked at; without a verifier, as it is."""
+        """Each file, on the disk, with its figures and faults; without a verifier, as it is."""
         if self._verifier is None:
+            self._sync()
             yield from files
             return
         merged = {new: plan["merged"][old] for old, new in plan["renamed"].items() if new}
@@ -118,7 +129,14 @@ class Work:
             file.figures, file.faults = result["figures"], result["faults"]
             self.add_time(f"verify {file.plan['label']}", result["seconds"])
             self._reporter.event("verified", type=file.plan["type"], **result["figures"], faults=result["faults"])
+            self._sync()
             yield file
+
+    def _sync(self) -> None:
+        """Wait until all that was written is on the disk."""
+        if self._unsynced is not None:
+            with self._reporter.task("Waiting for the disk", None):
+                self.wait_for(self._unsynced, "synced")
 
     def _waiting(self, child: Child, wanted: str, title: str) -> dict[str, Any]:
         """A child's next `wanted` event, with a bar over the tokens it evaluates."""
@@ -137,6 +155,9 @@ class Work:
             if kind == "ready":
                 self._ready = True
                 self.add_time("reference", event["seconds"])
+            if kind == "synced":
+                self._unsynced = None
+                self.add_time("sync", event["seconds"])
             if kind == "texts":
                 self._tokens[sender] = event["tokens"]
             if sender is child and kind in progress:

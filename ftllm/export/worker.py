@@ -169,9 +169,10 @@ def run(job: dict[str, Any], channel: Channel) -> None:
 def write(
     conversion: Any, headers: Any, files: list[Any], order: dict[str, Any], check: bool, channel: Channel
 ) -> None:
-    """Stream into `paths` (by label, a path for each shard), sync, and report sizes, hashes and errors.
+    """Stream into `paths` (by label, a path for each shard), report sizes, hashes and errors, and sync.
 
-    Files that have no paths are left out.
+    What is written can be read, and so verified, while the disk still takes it in. Files that have no paths are left
+    out.
     """
     from ftllm.export import importance, stream
     from ftllm.llama.types import FILE_TYPES
@@ -206,37 +207,40 @@ def write(
 
     try:
         stream.stream(outputs, conversion.rows, check=check, progress=progress)
-        for output in outputs:
-            for part in output.parts:
-                part.file.flush()
-                os.fsync(part.file.fileno())
-                part.file.close()
+        for part in (part for output in outputs for part in output.parts):
+            part.file.flush()
+        channel.send("written", files=_made(files, outputs), seconds=time.monotonic() - started)
+        started = time.monotonic()
+        for part in (part for output in outputs for part in output.parts):
+            os.fsync(part.file.fileno())
+            part.file.close()
     except OSError as error:
         error.filename = error.filename or str(outputs[0].parts[0].path.parent)
         raise
-    channel.send(
-        "written",
-        files=[
-            {
-                "label": file["label"],
-                "shards": [
-                    {
-                        "path": str(part.path),
-                        "bytes": part.size,
-                        "sha256": part.digest.hexdigest(),
-                        "crc32": part.crc32,
-                        "tensors": part.tensors,
-                    }
-                    for part in output.parts
-                ],
-                "largest_error": output.worst[0],
-                "largest_error_tensor": output.worst[1],
-                "mean_errors": {kind: sum(all_) / len(all_) for kind, all_ in output.errors.items()},
-            }
-            for (file, _, _), output in zip(files, outputs, strict=True)
-        ],
-        seconds=time.monotonic() - started,
-    )
+    channel.send("synced", seconds=time.monotonic() - started)
+
+
+def _made(files: list[Any], outputs: list[Any]) -> list[dict[str, Any]]:
+    """What the parent is told of each type's files."""
+    return [
+        {
+            "label": file["label"],
+            "shards": [
+                {
+                    "path": str(part.path),
+                    "bytes": part.size,
+                    "sha256": part.digest.hexdigest(),
+                    "crc32": part.crc32,
+                    "tensors": part.tensors,
+                }
+                for part in output.parts
+            ],
+            "largest_error": output.worst[0],
+            "largest_error_tensor": output.worst[1],
+            "mean_errors": {kind: sum(all_) / len(all_) for kind, all_ in output.errors.items()},
+        }
+        for (file, _, _), output in zip(files, outputs, strict=True)
+    ]
 
 
 def add_values(writer: Any, values: dict[str, Any]) -> None:

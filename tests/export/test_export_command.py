@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -275,3 +276,16 @@ def test_what_a_child_said_before_its_end_is_heard(children: Callable[[str], Chi
     assert child.events.next(child) == (child, {"event": "written"})
     with pytest.raises(WorkError, match="ended with code 0"):
         child.events.next(child)
+
+
+def test_a_killed_child_that_cannot_end_yet_is_left_to_itself(
+    children: Callable[[str], Child], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As while the system writes its file to the disk: a signal does not reach it."""
+    child = children(LIVES)
+    with monkeypatch.context() as patched:
+        patched.setattr(child, "_kill_group", lambda: None)
+        started = time.monotonic()
+        child.kill()
+        assert time.monotonic() - started < 1.0
+    assert not child.dead
