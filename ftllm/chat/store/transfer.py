@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ftllm.chat.options import ReplyOptions
+from ftllm.chat.remote import is_address
 from ftllm.chat.session import ChatMessage, OneThought, StopReason, ThoughtEnd, thought_title
 from ftllm.chat.store.database import Store
 from ftllm.chat.store.images import keep_bytes
@@ -123,7 +124,8 @@ def import_session(store: Store, path: Path) -> SessionInfo:
 def from_json(store: Store, value: object, source: str = "the session") -> SessionInfo:
     """Add a session that `to_json` wrote, or a conversation `{"messages": [{"role", "content"}, ...]}`.
 
-    A session that is here already is added once more, as a copy.
+    A session that is here already is added once more, as a copy. An endpoint it was held with is forgotten: opening a
+    session connects to its endpoint, with the person's key, which is not for the author of a file to bring about.
 
     Args:
         source: where it comes from, for complaints.
@@ -143,7 +145,7 @@ def from_json(store: Store, value: object, source: str = "the session") -> Sessi
                 store,
                 title=_text(value, "title"),
                 system=_text(value, "system") or None,
-                model=_text(value, "model"),
+                model="" if is_address(model := _text(value, "model")) else model,
                 options=_options(value.get("options") or {}),
             )
             free = db.execute("SELECT 1 FROM sessions WHERE uid = ?", (_text(value, "uid"),)).fetchone() is None

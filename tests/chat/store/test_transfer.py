@@ -126,6 +126,14 @@ def whole(store: Store, session: int) -> dict[str, Any]:
     return value
 
 
+def test_a_file_does_not_choose_an_endpoint(store: Store, session: int) -> None:
+    value = whole(store, session) | {"model": "https://elsewhere.example/v1 model"}
+    value["messages"][1]["model"] = value["model"]
+    info = chats.from_json(store, value)
+    assert info.model == ""
+    assert chats.shown(store, info.id)[1].author.model == "https://elsewhere.example/v1 model"  # as it was said
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
