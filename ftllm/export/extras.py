@@ -48,7 +48,7 @@ def export_adapter(request: ExportRequest, reporter: Reporter) -> ExportResult:
         reporter.warn(doubt)
     read_adapter(model.adapter)
     reporter.say(f"Exporting {describe(model)}, the adapter alone, as {', '.join(kinds)}")
-    out = request.out or model.out
+    out = (request.out or model.out).expanduser()
     preflight.require_writable(out)
     hashes = in_background(lambda: source.check_base(model))
     job = {"what": "adapter", "adapter": str(model.adapter)}
@@ -67,7 +67,7 @@ def export_projector(request: ExportRequest, done: ExportResult, reporter: Repor
     """
     started = time.monotonic()
     model = done.source
-    path = (request.out or model.out) / f"mmproj-{model.name}-F16.gguf"
+    path = (request.out or model.out).expanduser() / f"mmproj-{model.name}-F16.gguf"
     hashes = in_background(lambda: source.check_base(model))
     smallest = min(done.files, key=lambda file: file.bytes)
     beside = next(file.path for file in done.files if file.type == smallest.type)  # of shards, the first

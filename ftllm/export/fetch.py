@@ -7,6 +7,7 @@ SHA-256 of every file, which is checked again each time they are used.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
@@ -28,6 +30,7 @@ from ftllm.files import sha256_file, storage_error, sync_directory, write_json
 # SHA-256 of each tested llama-cpp-python source distribution (`pip hash llama_cpp_python-X.tar.gz`).
 TESTED = {"0.3.36": "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"}
 MANIFEST = "manifest.json"
+CACHED, FETCHED = "cache", "fetched"
 LARGEST_FILE = 16 << 20  # the largest file kept is under 1 MB; anything far beyond is not the converter
 
 
@@ -38,6 +41,15 @@ class Converter:
     root: Path
     version: str
     origin: str
+
+    @cached_property
+    def identity(self) -> str:
+        """Equal where the same code runs: the version, whose files were checked, or the hash of a checkout's files."""
+        if self.origin in (CACHED, FETCHED):
+            return self.version
+        files = sorted(path for part in ("conversion", "gguf-py/gguf") for path in (self.root / part).rglob("*.py"))
+        names = [f"{path.relative_to(self.root).as_posix()} {sha256_file(path)}" for path in files]
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
 def runtime_version() -> str:
@@ -84,7 +96,7 @@ def ensure(
         return _from_checkout(checkout, version)
     root = cache_root() / version
     if intact(root):
-        return Converter(root, version, "cache")
+        return Converter(root, version, CACHED)
     if version not in TESTED:
         raise UserError(
             f"llama-cpp-python {version} is not a version whose converter ftllm knows ({', '.join(sorted(TESTED))})",
@@ -114,7 +126,7 @@ def fetch(version: str) -> Converter:
             install(archive, version, root)
     except OSError as error:
         raise storage_error(error, root) from error
-    return Converter(root, version, "fetched")
+    return Converter(root, version, FETCHED)
 
 
 def install(archive: Path, version: str, root: Path) -> None:

@@ -68,14 +68,14 @@ class Inputs:
         for place in ("base", "adapter", "converter", "check"):
             job.pop(place)
         matrix = provenance.hash_of(self.matrix.path) if self.matrix and target.imatrix else None
-        others = {"converter": self.converter.version, "imatrix": matrix}
+        others = {"converter": self.converter.identity, "imatrix": matrix}
         if target.draft:
             others["judged_on"] = self.judged_on
         return provenance.fingerprint(job, base_hashes, self.adapter_sha256, others)
 
     def matrix_fingerprint(self, text: Calibration, base_hashes: dict[str, str]) -> str:
         """Equal for two exports that measure the same importance matrix."""
-        others = {"converter": self.converter.version, "text": text.identity()}
+        others = {"converter": self.converter.identity, "text": text.identity()}
         return provenance.fingerprint({}, base_hashes, self.adapter_sha256, others)
 
 

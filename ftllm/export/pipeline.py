@@ -108,7 +108,7 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
     for doubt in model.doubts:
         reporter.warn(doubt)
     converter = fetch.ensure(request.llama_cpp, offline=request.offline, say=reporter.say)
-    out = request.out or model.out
+    out = (request.out or model.out).expanduser()
     preflight.require_writable(out)
     judged_on = sha256_file(Path(text["path"])) if best and text else None
     adapter_sha256 = provenance.adapter_hash(model)
@@ -127,7 +127,8 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
     if not todo and not there:
         files = tuple(file for item in wanted for file in made[item])
         return ExportResult(model, files, {}, None, verify != "none", time.monotonic() - started, {})
-    reference = preflight.reference(checkpoint.extent(model.base)) if verify != "none" else None
+    size = checkpoint.extent(model.base)
+    reference = preflight.reference(size, full=verify == "full") if verify != "none" else None
     if reference is not None and not request.dry_run:
         preflight.require_reference(reference)
     with ExitStack() as stack:

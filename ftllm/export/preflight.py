@@ -17,6 +17,7 @@ from ftllm.llama.machine import available_memory
 # Anonymous memory. On a 1B shape the peak of both processes was 2.0 GB where this counts 2.9: their peaks do not meet.
 PROCESS = 300 << 20  # Python with torch and transformers
 CHUNKS = 256 << 20  # chunks in flight
+SCORED = 256  # that they are compared at at once with `--verify full`: half a chunk, as llama-perplexity does
 LOGITS = 2  # times these are in memory: the reference's, and llama.cpp's
 WHOLE = 4  # the reference is held whole where its float32 weights take at most this part of the free memory
 
@@ -58,10 +59,14 @@ class Reference:
     memory: int
 
 
-def reference(size: Extent) -> Reference:
-    """How to hold a model of that size, given the memory that is free."""
+def reference(size: Extent, full: bool = False) -> Reference:
+    """How to hold a model of that size, given the memory that is free.
+
+    With `--verify full` a 1B shape took 5.6 GB, llama.cpp's repacked copy of the file included (0.8), which it makes
+    only where there is room for two.
+    """
     free, whole = memory_free(), 4 * size.parameters
-    logits = LOGITS * 4 * POSITIONS * size.rows
+    logits = LOGITS * 4 * (SCORED if full else POSITIONS) * size.rows
     if free is None or whole * WHOLE <= free:
         return Reference(True, PROCESS + logits + whole)
     return Reference(False, PROCESS + logits + (4 + size.width) * size.largest)
@@ -91,7 +96,7 @@ def require_writable(out: Path) -> None:
     Raises:
         UserError: that.
     """
-    place = out.expanduser()
+    place = out
     while not place.exists():
         place = place.parent
     if not place.is_dir():

@@ -197,6 +197,8 @@ def test_a_model_larger_than_memory_is_read_matrix_by_matrix(nano: Path, monkeyp
     small = checkpoint.extent(nano)
     assert (small.parameters, small.largest, small.rows, small.width) == (5_250_048, 2048 * 256, 2048, 2)
     assert preflight.reference(small).whole
+    more = preflight.reference(small, full=True).memory - preflight.reference(small).memory
+    assert more == 2 * 4 * (256 - preflight.POSITIONS) * 2048
     gemma = checkpoint.Extent(27_000_000_000, 262_144 * 5376, 262_144, 2)  # 101 GiB in float32
     found = preflight.reference(gemma)
     assert not found.whole

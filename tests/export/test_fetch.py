@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -117,6 +118,18 @@ def test_a_checkout_may_be_given(converter: fetch.Converter, tmp_path: Path) -> 
     assert fetch.ensure(converter.root).root == converter.root
     with pytest.raises(UserError, match=r"not a llama\.cpp checkout"):
         fetch.ensure(tmp_path)
+
+
+def test_a_checkout_is_known_by_its_files(converter: fetch.Converter, tmp_path: Path) -> None:
+    """What was exported with it counts as made from other inputs once it has changed."""
+    assert converter.identity == converter.version
+    for part in ("conversion", "gguf-py"):
+        shutil.copytree(converter.root / part, tmp_path / part)
+    first = fetch.ensure(tmp_path).identity
+    assert fetch.ensure(tmp_path).identity == first != converter.version
+    with (tmp_path / "conversion" / "gemma.py").open("a") as file:
+        file.write("# changed\n")
+    assert fetch.ensure(tmp_path).identity != first
 
 
 def test_the_real_one_is_intact(converter: fetch.Converter) -> None:

@@ -117,6 +117,34 @@ def test_a_run_is_measured_on_what_it_held_out(nano: Path, tmp_path: Path) -> No
         heldout.text_of(run)
 
 
+def test_what_training_measured_is_what_base_and_adapter_must_give(known: FullTruth) -> None:
+    """Hashes say nothing of a base that was cut into other shards; its likelihood does, where the rows are the same."""
+    few = dataclasses.replace(known.texts, rows=known.texts.rows[:3], chunks=[])
+
+    def truth(nll: float, tokens: int) -> FullTruth:
+        return FullTruth.of(dataclasses.replace(few, trained=(nll, tokens)), known.reference, lambda *_: None)
+
+    found = truth(0.0, 1).likelihood  # other rows than training's: nothing to compare
+    assert found is not None
+    assert truth(found.per_token + 0.02, found.tokens).likelihood == found
+    with pytest.raises(UserError, match=rf"give {found.per_token:.4f} nats a token on what was held out") as refused:
+        truth(found.per_token - 0.2, found.tokens)
+    assert "--base" in refused.value.hint
+
+
+def test_a_run_knows_what_training_measured(nano: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path / "ft-001")
+    run.path.mkdir()
+    shutil.copy(nano / "heldout_conversations.jsonl", run.held_out)
+    measured_ = {"eval_nll": 0.25, "eval_tokens": 400}
+    run.write_manifest({"config": {}, "results": measured_})
+    assert heldout.text_of(run).trained == (0.25, 400)
+    run.write_manifest({"config": {"load_in_4bit": True}, "results": measured_})  # measured with other weights
+    assert heldout.text_of(run).trained is None
+    run.write_manifest({"config": {}})
+    assert heldout.text_of(run).trained is None
+
+
 def test_a_model_without_a_template_is_measured_on_plain_text(copy_of_nano: Path, known: FullTruth) -> None:
     (copy_of_nano / "chat_template.jinja").unlink()
     texts = full.read_texts({"path": str(OWN), "origin": "ours", "max_length": None}, copy_of_nano, 2)
