@@ -118,7 +118,7 @@ def _from_run(run: runs.Run, base: str | None, offline: bool) -> Source:
     four_bit = bool(recorded.get("four_bit") or (manifest.get("config") or {}).get("load_in_4bit"))
     expected = _hashes(recorded)
     name = _stem(run.name if run.name.startswith(base_name) else f"{base_name}-{run.name}")
-    doubts = _unknown_weights(directory, expected)
+    doubts = _unknown_weights(directory, expected, measured=run.held_out.is_file())
     return Source(directory, base_name, run.adapter, run, name, run.gguf, expected, four_bit, doubts)
 
 
@@ -156,11 +156,17 @@ def _hashes(recorded: dict[str, Any]) -> dict[str, str]:
     return {Path(name).name: str(digest) for name, digest in files.items()} if isinstance(files, dict) else {}
 
 
-def _unknown_weights(base: Path, expected: dict[str, str]) -> tuple[str, ...]:
-    """Whether the hashes that training recorded say nothing of a base's weights: they may be cut into other shards."""
+def _unknown_weights(base: Path, expected: dict[str, str], *, measured: bool = False) -> tuple[str, ...]:
+    """Whether the hashes that training recorded say nothing of a base's weights: they may be cut into other shards.
+
+    What training measured on the text it held out (`measured`) tells then; `--verify full` compares it.
+    """
     if not expected or {path.name for path in weight_files(base)} <= set(expected):
         return ()
-    return (f"the weights in {base} are in other files than those trained on, so their hashes cannot be compared",)
+    instead = "; --verify full compares what training measured" if measured else ""
+    return (
+        f"the weights in {base} are in other files than those trained on, so their hashes cannot be compared{instead}",
+    )
 
 
 def _doubts(adapter: Path, base: Path, base_name: str, config: dict[str, Any]) -> tuple[str, ...]:

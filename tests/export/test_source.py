@@ -109,9 +109,12 @@ def test_a_foreign_adapter_on_another_base_is_doubted(nano: Path, copy_of_nano: 
 
 
 def test_weights_in_other_shards_are_doubted(nano: Path, tmp_path: Path) -> None:
-    make_run(tmp_path, "run", nano, **{"model-00001-of-00002.safetensors": "0" * 64})
+    run = make_run(tmp_path, "run", nano, **{"model-00001-of-00002.safetensors": "0" * 64})
     (doubt,) = source.resolve("run", runs_root=tmp_path).doubts
-    assert "their hashes cannot be compared" in doubt
+    assert doubt.endswith("their hashes cannot be compared")
+    run.held_out.touch()
+    (doubt,) = source.resolve("run", runs_root=tmp_path).doubts
+    assert doubt.endswith("--verify full compares what training measured")
 
 
 def test_a_four_bit_mirror_is_mapped_to_its_original(nano: Path, tmp_path: Path) -> None:
