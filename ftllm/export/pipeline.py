@@ -25,7 +25,7 @@ from ftllm.export import (
     targets,
 )
 from ftllm.export.collecting import Collecting
-from ftllm.export.lora import read_adapter
+from ftllm.export.lora import check_verifiable, read_adapter
 from ftllm.export.passes import Inputs, Passes, Verify, already_there, targets_of
 from ftllm.export.preflight import Room
 from ftllm.export.results import ExportedFile, planned
@@ -103,7 +103,9 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
     reporter.event("source", source=describe(model), types=[item.type for item in wanted])
     text = _text(model, reporter) if verify == "full" else None
     if model.adapter is not None:
-        read_adapter(model.adapter)
+        adapter = read_adapter(model.adapter)
+        if verify != "none":
+            check_verifiable(adapter)
         _warn_of_template(model, reporter)
     for doubt in model.doubts:
         reporter.warn(doubt)
@@ -134,8 +136,8 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
     with ExitStack() as stack:
         work = Work(stack, reporter)
         if reference is not None and not request.dry_run:
-            base, adapter = str(model.base), str(model.adapter) if model.adapter else None
-            work.start_verifier({"base": base, "adapter": adapter, "whole": reference.whole, "text": text})
+            job = {"base": str(model.base), "adapter": str(model.adapter) if model.adapter else None}
+            work.start_verifier({**job, "whole": reference.whole, "text": text})
         scratch = collecting.scratch(chosen) if collecting is not None else []
         worker, plan = work.plan(inputs.job([*todo, *scratch, *again]))
         if hashes.done():
