@@ -10,7 +10,7 @@ from typing import Any
 from ftllm.export import targets
 from ftllm.export.targets import Target
 from ftllm.export.work import Written
-from ftllm.files import crc32_file, human
+from ftllm.files import human
 from ftllm.llama.header import read_header
 
 ENOUGH = {"none": {"none", "quick", "full"}, "quick": {"quick", "full"}, "full": {"full"}}
@@ -90,7 +90,7 @@ class There:
     def written(self, plan: dict[str, Any]) -> Written:
         """The files as if just written, for the verifier; `plan` is the worker's, this target among its files."""
         shards = [
-            {**part, "path": str(path), "crc32": crc32_file(path), "tensors": len(read_header(path).tensors)}
+            {**part, "path": str(path), "tensors": len(read_header(path).tensors)}
             for part in parts_of(self.name, self.entry)
             if (path := self.target.directory / part["name"])
         ]
