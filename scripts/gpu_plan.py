@@ -73,7 +73,7 @@ class Check:
     @property
     def source(self) -> Path:
         """Of llama.cpp."""
-        return self.scratch / "source" / "llama.cpp"
+        return self.scratch / "source"
 
     @property
     def binaries(self) -> Path:
@@ -129,14 +129,15 @@ class Check:
 
     def build(self) -> Iterator[str]:
         """The lines of shell that build llama-bench, and the libraries that it shares with the Python bindings."""
-        unpacked = self.scratch / "source"
+        fresh, unpack = self.scratch / "unpacked", ""
         if self.bundle:
-            archive = shlex.quote(str(self.bundle / "llama.cpp.tar.xz"))
-            yield f"[ -d {self.source} ] || {{ mkdir -p {unpacked}; tar -xJf {archive} -C {unpacked}; }}"
+            unpack = f"tar -xJf {shlex.quote(str(self.bundle / 'llama.cpp.tar.xz'))} -C {fresh}"
         elif self.gpu:
             archive = f"$({sys.executable} -c {shlex.quote(FETCH.format(str(self.scratch)))})"
-            unpack = f"tar -xzf {archive} -C {unpacked} --strip-components 2 --wildcards '*/vendor/llama.cpp'"
-            yield f"[ -d {self.source} ] || {{ mkdir -p {unpacked}; {unpack}; }}"
+            unpack = f"tar -xzf {archive} -C {fresh} --strip-components 2 --wildcards '*/vendor/llama.cpp'"
+        if unpack:
+            whole = f"rm -rf {fresh}; mkdir -p {fresh}; {unpack}; mv {fresh}/llama.cpp {self.source}"
+            yield f"[ -d {self.source} ] || {{ {whole}; }}"
         if not self.gpu:
             yield f"[ -x {self.binaries}/llama-bench ] || {ROOT}/scripts/build_llama_tools"
             return
@@ -150,7 +151,7 @@ class Check:
             *[f"-DLLAMA_BUILD_{part}=OFF" for part in PARTS],
         ]  # fmt: skip
         if nvcc := compiler():
-            options.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")
+            options += [f"-DCMAKE_CUDA_COMPILER={nvcc}", *cublas(Path(nvcc).resolve().parents[1])]
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []
         yield shlex.join(["cmake", "-S", str(self.source), "-B", str(place), *generator, *options])
         # Trainings under way give kernels to the GPU from one core each, and the machine is theirs first.
@@ -161,6 +162,18 @@ class Check:
 def compiler() -> str | None:
     """CUDA's, where there is one."""
     return shutil.which("nvcc") or next(filter(os.path.exists, ["/usr/local/cuda/bin/nvcc"]), None)
+
+
+def cublas(toolkit: Path) -> list[str]:
+    """What CMake must be told where the compiler came without cuBLAS, and torch with it, in a wheel."""
+    if any(toolkit.glob("include/cublas_v2.h")) or any(toolkit.glob("targets/*/include/cublas_v2.h")):
+        return []
+    for header in (header for place in sys.path for header in Path(place).glob("nvidia/*/include/cublas_v2.h")):
+        found = {name: sorted(header.parents[1].glob(f"lib/lib{name}.so*")) for name in ("cublas", "cublasLt")}
+        if all(found.values()):
+            libraries = [f"-DCUDA_{name}_LIBRARY={files[0]}" for name, files in found.items()]
+            return [*libraries, f"-DCMAKE_CUDA_FLAGS=-isystem {header.parent}"]
+    return []
 
 
 def capability() -> str:

@@ -271,6 +271,27 @@ def test_the_sources_keep_their_names_however_long(tmp_path: Path) -> None:
         assert {member.name for member in cut} == {f"llama.cpp/{name}" for name in wanted}
 
 
+def test_cublas_may_come_with_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpu_plan
+
+    toolkit, wheels = tmp_path / "cuda", tmp_path / "site-packages"
+    monkeypatch.syspath_prepend(wheels)
+    assert gpu_plan.cublas(toolkit) == []
+    for file in ("include/cublas_v2.h", "lib/libcublas.so.13", "lib/libcublasLt.so.13"):
+        path = wheels / "nvidia" / "cu13" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    libraries = wheels / "nvidia" / "cu13" / "lib"
+    assert gpu_plan.cublas(toolkit) == [
+        f"-DCUDA_cublas_LIBRARY={libraries}/libcublas.so.13",
+        f"-DCUDA_cublasLt_LIBRARY={libraries}/libcublasLt.so.13",
+        f"-DCMAKE_CUDA_FLAGS=-isystem {wheels}/nvidia/cu13/include",
+    ]
+    (toolkit / "include").mkdir(parents=True)
+    (toolkit / "include" / "cublas_v2.h").touch()
+    assert gpu_plan.cublas(toolkit) == []
+
+
 @installed
 @pytest.mark.slow
 def test_the_rehearsal(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ The peer is the method's published script without Unsloth: transformers, peft an
 LoRA of rank 8, one row a step, gradient checkpointing, loss on the whole sequence, words shuffled once beforehand.
 `ftllm` trains the same rows with its preset `seed`. The arms take turns, each in a process of its own; steps after the
 first two count; figures are medians, ratios those of each turn. On a CPU the peer is given ftllm's output head, for
-TRL's own needs a GPU. The last column is the time
-spent on noise and rendering as a share of all training steps.
+TRL's own needs a GPU. Processor time is that of the same steps; other programs disturb it less than the clock's, least
+with OMP_NUM_THREADS=1. The last column is the time spent on noise and rendering as a share of all training steps.
 """
 
 from __future__ import annotations
@@ -34,6 +34,23 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 from train_memory import SHAPES, make
 
 WARM = 2  # steps that do not count
+# `ftllm` itself, with a second clock where it takes note of a step.
+OURS = """
+import json, time
+from ftllm.train.metrics import Metrics
+add, ends = Metrics.add, []
+
+def timed(*args, **kwargs):
+    ends.append(time.process_time())
+    return add(*args, **kwargs)
+
+Metrics.add = timed
+from ftllm.cli.main import main
+try:
+    main()
+finally:
+    print(json.dumps(ends))
+"""
 PEER = """
 import json, random, sys, time
 import torch
@@ -77,11 +94,12 @@ def render(row):
     return {"text": tokenizer.apply_chat_template(messages, tokenize=False)}
 
 rows = load_dataset("json", data_files=data, split="train").map(render, remove_columns=["messages"])
-times = []
+times, worked = [], []
 
 class Clock(TrainerCallback):
     def on_step_end(self, args, state, control, **_):
         times.append(time.perf_counter())
+        worked.append(time.process_time())
 
 trainer = SFTTrainer(
     model=model, processing_class=tokenizer, train_dataset=rows, callbacks=[Clock()],
@@ -98,8 +116,11 @@ if cuda:
 else:
     import resource
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps({"ends": [t - began for t in times], "tokens": tokens, "peak": peak}))
+print(json.dumps({"ends": [t - began for t in times], "worked": worked, "tokens": tokens, "peak": peak}))
 """
+
+
+WIDTHS = (10, 8, 14, 8, 12, 8, 22)
 
 
 @dataclass(frozen=True)
@@ -108,11 +129,13 @@ class Turn:
 
     Attributes:
         speeds: tokens a second of each step after the first two.
+        processor: milliseconds of processor time a token, over the same steps.
         peak: bytes, of the GPU where there is one, else resident.
         drawing: share of the training time spent on noise and rendering; None for the peer, which does so beforehand.
     """
 
     speeds: tuple[float, ...]
+    processor: float
     peak: int
     drawing: float | None
 
@@ -135,16 +158,18 @@ def write_rows(path: Path, count: int, tokens: int) -> Path:
 def ours(backend: str, model: str, data: Path, steps: int, scratch: Path) -> Turn:
     runs = scratch / "runs"
     settings = [f"max_steps={steps}", "samples=0", "save_steps=0"]
-    command = [sys.executable, "-m", "ftllm", "train", "--model", model, "--data", str(data), "--preset", "seed",
+    command = [sys.executable, "-c", OURS, "train", "--model", model, "--data", str(data), "--preset", "seed",
                "--backend", backend, "--runs", str(runs), "--name", "m", "--quiet"]  # fmt: skip
     forced = {} if cuda() else {"UNSLOTH_FORCE_CPU": "1"}
-    run(command + [word for setting in settings for word in ("--set", setting)], forced)
+    printed = run(command + [word for setting in settings for word in ("--set", setting)], forced)
     lines = [json.loads(line) for line in (runs / "m" / "metrics.jsonl").read_text().splitlines()]
     manifest = json.loads((runs / "m" / "manifest.json").read_text())
     shutil.rmtree(runs)
     timings = manifest["timings"]
+    tokens = [line["tokens"] for line in lines]
     return Turn(
-        speeds([line["seconds"] for line in lines], [line["tokens"] for line in lines]),
+        speeds([line["seconds"] for line in lines], tokens),
+        processor(json.loads(printed.splitlines()[-1]), tokens),
         manifest["results"]["peak_memory_bytes"],
         timings["rows_in_training"] / timings["train"],
     )
@@ -153,12 +178,18 @@ def ours(backend: str, model: str, data: Path, steps: int, scratch: Path) -> Tur
 def peer(model: str, data: Path, steps: int, scratch: Path) -> Turn:
     printed = run([sys.executable, "-c", PEER, model, str(data), str(steps), str(scratch / "peer")], {})
     said = json.loads(printed.splitlines()[-1])
-    return Turn(speeds(said["ends"], said["tokens"]), said["peak"], None)
+    tokens = said["tokens"]
+    return Turn(speeds(said["ends"], tokens), processor(said["worked"], tokens), said["peak"], None)
 
 
 def speeds(ends: list[float], tokens: list[float]) -> tuple[float, ...]:
     """Tokens a second of each step after the first two, from when each ended and how many were read by then."""
     return tuple((tokens[i] - tokens[i - 1]) / (ends[i] - ends[i - 1]) for i in range(WARM, len(ends)))
+
+
+def processor(worked: list[float], tokens: list[float]) -> float:
+    """Milliseconds of processor time a token after the first two steps, from what each step had taken by its end."""
+    return 1000 * (worked[-1] - worked[WARM - 1]) / (tokens[-1] - tokens[WARM - 1])
 
 
 def run(command: list[str], environment: dict[str, str]) -> str:
@@ -185,7 +216,10 @@ def measure(arms: list[str], model: str, data: Path, steps: int, repeat: int, sc
             result = peer(model, data, steps, scratch) if arm == "trl" else ours(arm, model, data, steps, scratch)
             found[arm].append(result)
             speed = statistics.median(result.speeds)
-            print(f"turn {turn + 1}: {arm:<8}{speed:>10.0f} tokens/s", file=sys.stderr, flush=True)
+            line = (
+                f"turn {turn + 1}: {arm:<8}{speed:>10.0f} tokens/s, {result.processor:.3f} ms of processor time a token"
+            )
+            print(line, file=sys.stderr, flush=True)
     return found
 
 
@@ -204,6 +238,10 @@ def summary(found: dict[str, list[Turn]]) -> list[dict[str, Any]]:
                         statistics.median(ours.speeds) / statistics.median(theirs.speeds) for ours, theirs in pairs
                     ),
                     3,
+                ),
+                "processor_ms": round(statistics.median(turn.processor for turn in turns), 3),
+                "processor_ratio": round(
+                    statistics.median(ours.processor / theirs.processor for ours, theirs in pairs), 3
                 ),
                 "peak_mib": round(statistics.median(turn.peak for turn in turns) / 2**20),
                 "memory_ratio": round(statistics.median(ours.peak / theirs.peak for ours, theirs in pairs), 3),
@@ -231,11 +269,13 @@ def main() -> None:
         model = arguments.model or str(make(SHAPES[arguments.shape], scratch / "model"))
         data = arguments.data or write_rows(scratch / "rows.jsonl", 64, arguments.length)
         rows = summary(measure(arguments.arms, model, data, arguments.steps, arguments.repeat, scratch))
-    print(f"{'':<10}{'tokens/s':>10}{'ratio':>8}{'peak':>12}{'ratio':>8}{'noise and rendering':>22}")
+    titles = ("tokens/s", "ratio", "CPU ms/token", "ratio", "peak", "ratio", "noise and rendering")
+    print(f"{'':<10}" + "".join(f"{title:>{width}}" for title, width in zip(titles, WIDTHS, strict=True)))
     for row in rows:
         share = "" if row["drawing_share"] is None else f"{row['drawing_share']:.2%}"
         print(
-            f"{row['arm']:<10}{row['tokens_per_second']:>10.0f}{row['speed_ratio']:>8.2f}{row['peak_mib']:>8} MiB"
+            f"{row['arm']:<10}{row['tokens_per_second']:>10.0f}{row['speed_ratio']:>8.2f}{row['processor_ms']:>14.3f}"
+            f"{row['processor_ratio']:>8.3f}{row['peak_mib']:>8} MiB"
             f"{row['memory_ratio']:>8.2f}{share:>22}"
         )
     if arguments.json:
