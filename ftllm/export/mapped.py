@@ -77,7 +77,7 @@ def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, r
         torch.mm(floats.copy_(rows), columns, out=out[start : start + step])
     if bias is not None:
         out += bias[:, None]
-    return out.T.reshape(*x.shape[:-1], len(weight))
+    return out.T.contiguous().view(*x.shape[:-1], len(weight))
 
 
 def _look_up(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
