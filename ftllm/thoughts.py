@@ -302,6 +302,8 @@ class Splitter:
 
 def _overlap(text: str, tag: str) -> int:
     """Length of the longest proper prefix of `tag` that `text` ends with."""
+    if tag[0] not in text:
+        return 0
     for length in range(min(len(text), len(tag) - 1), 0, -1):
         if text.endswith(tag[:length]):
             return length

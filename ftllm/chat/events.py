@@ -213,6 +213,7 @@ KINDS: dict[str, type[AnyEvent]] = {
     "state_loaded": StateLoaded,
 }
 NAMES: dict[type[AnyEvent], str] = {kind: name for name, kind in KINDS.items()}
+FIELDS = {kind: {field.name for field in fields(kind)} for kind in NAMES}
 
 
 @dataclass(frozen=True)
@@ -311,7 +312,7 @@ def command_from_json(line: str) -> AnyCommand:
 
 def to_json(event: AnyEvent) -> str:
     """One line (no newline inside or at the end), plain ASCII."""
-    return json.dumps({"event": NAMES[type(event)], **asdict(event)})
+    return json.dumps({"event": NAMES[type(event)], **vars(event)})  # no field of an event holds another dataclass
 
 
 def from_json(line: str) -> AnyEvent:
@@ -323,7 +324,7 @@ def from_json(line: str) -> AnyEvent:
     try:
         values: dict[str, Any] = json.loads(line)
         kind = KINDS[values.pop("event")]
-        unknown = values.keys() - {field.name for field in fields(kind)}
+        unknown = values.keys() - FIELDS[kind]
         if unknown:
             raise ValueError(f"unknown fields {sorted(unknown)}")
         if "log" in values:

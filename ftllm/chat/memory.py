@@ -129,7 +129,10 @@ class Memory:
     def append(self, tokens: Sequence[int]) -> None:
         """Evaluate tokens that go on from here."""
         self._drop_draft()
-        self.context.decode(tokens, start=len(self.tokens))
+        if len(tokens) == 1:
+            self.context.decode_one(tokens[0], len(self.tokens))
+        else:
+            self.context.decode(tokens, start=len(self.tokens))
         self.tokens.extend(tokens)
 
     def advance(self, token: int, lookup: Lookup) -> None:

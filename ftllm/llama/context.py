@@ -107,6 +107,7 @@ class Context(Closing):
         self._raised: list[BaseException] = []
         self._n_outputs = 0
         self._length = 0
+        self._viewed: tuple[int, NDArray[np.float32]] = 0, np.empty(0, np.float32)  # the last logits' place
         self._make_batch()
         self.n_ctx = min(wanted, int(api.llama_n_ctx_seq(handle)))
         model.adopt(self)
@@ -175,6 +176,16 @@ class Context(Closing):
                 outputs,
             )
 
+    def decode_one(self, token: int, position: int, sequence: int = 0) -> None:
+        """Evaluate one token and keep its logits: `decode` for the loop in which every microsecond is a token's.
+
+        Errors as in `decode`.
+        """
+        if position >= self.n_ctx:
+            raise _full(position + 1, self.n_ctx)
+        self._tokens[0], self._positions[0], self._sequences[0], self._outputs[0] = token, position, sequence, 1
+        self._run(1, 1)
+
     def decode_many(self, entries: Sequence[tuple[int, int, int]]) -> None:
         """Evaluate `(token, position, sequence)` entries in one batch, logits kept for each."""
         table = np.asarray(entries, dtype=np.int32).reshape(-1, 3)
@@ -191,24 +202,25 @@ class Context(Closing):
 
         All arrays are [n]. Positions of a sequence go on from what its cache holds. Errors as in `decode`.
         """
-        count, handle = len(tokens), self.handle
+        count = len(tokens)
         n_outputs = int(np.count_nonzero(outputs))
         if not 0 < count <= self.n_batch:
             raise ValueError(f"{count} tokens in a batch of at most {self.n_batch}")
         if n_outputs > self._n_outputs_max:
             raise ValueError(f"logits of {n_outputs} tokens asked for, the context was made for {self._n_outputs_max}")
         if int(positions.max()) >= self.n_ctx:
-            raise ContextFullError(
-                f"the context is full: {int(positions.max()) + 1} tokens, room for {self.n_ctx}",
-                "start a new conversation, or ask for a larger context",
-            )
-        self._length = self._n_outputs = 0
+            raise _full(int(positions.max()) + 1, self.n_ctx)
         self._tokens[:count] = tokens
         self._positions[:count] = positions
         self._sequences[:count] = sequences
         self._outputs[:count] = outputs
+        self._run(count, n_outputs)
+
+    def _run(self, count: int, n_outputs: int) -> None:
+        """Evaluate the first `count` entries of the batch."""
+        self._length = self._n_outputs = 0
         self._batch.n_tokens = count
-        status = self.api.llama_decode(handle, self._batch)
+        status = self.api.llama_decode(self.handle, self._batch)
         if status:
             self._fail(status)
         self._length, self._n_outputs = count, n_outputs
@@ -240,7 +252,10 @@ class Context(Closing):
         pointer = self.api.llama_get_logits_ith(self.handle, index)
         if not pointer:
             raise IndexError(f"no logits at {index}")
-        return _view(pointer, self.model.n_vocab)
+        address = ctypes.addressof(pointer.contents)
+        if address != self._viewed[0]:
+            self._viewed = address, _view(pointer, self.model.n_vocab)
+        return self._viewed[1]
 
     def logits_matrix(self) -> NDArray[np.float32]:
         """Logits [n_outputs, n_vocab] of all marked entries of the last batch, in its order; a view as in `logits`."""
@@ -312,6 +327,13 @@ class Context(Closing):
 
         self._check_callback = api.ggml_abort_callback(ask) if check else api.ggml_abort_callback()
         api.llama_set_abort_callback(self.handle, self._check_callback, None)
+
+
+def _full(wanted: int, n_ctx: int) -> ContextFullError:
+    return ContextFullError(
+        f"the context is full: {wanted} tokens, room for {n_ctx}",
+        "start a new conversation, or ask for a larger context",
+    )
 
 
 def check_fits(model: Model, prompt: Sequence[int], n_ctx: int) -> None:

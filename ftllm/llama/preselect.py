@@ -1,9 +1,9 @@
 """The few tokens that top-k, top-p and min-p leave, found without sorting the vocabulary.
 
 llama.cpp's samplers copy every logit into a struct and sort: about a millisecond a token at a vocabulary of 262k.
-Here numpy scans the logits a few times, and only what can survive is sorted. The survivors are llama.cpp's, in its
-order, so the same seed draws the same token, but for top-p's edge: probabilities are summed in float64 here and in
-float32 there.
+Here the vocabulary is read once, into the largest logit of each of a few thousand columns, and after that mostly the
+columns that hold what can survive. The survivors are llama.cpp's, in its order, so the same seed draws the same token,
+but for top-p's edge: probabilities are summed in float64 here and in float32 there.
 """
 
 from __future__ import annotations
@@ -13,20 +13,85 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+ROWS = 64  # tokens a column: its largest logit stands for all of them until they matter
+CROWDED = 8  # where more than one column in so many is asked for, the whole vocabulary is read
 STEP = 2.0  # nats below the largest at which the net is cast first; twice as deep while it holds too little
-DEEP = 16.0  # nats below which a whole vocabulary of 262k together weighs 3 % of the likeliest token
+DEPTHS = (8.0, 16.0)  # nats below the largest from which on what tokens weigh is estimated by their columns
 COUNTED = (5.0, 7.0)  # nats below the largest at which tokens are counted, for the least that all weigh together
-SPARE, HALVINGS = 16, 6  # a net that holds more than so many times what is wanted is drawn in by halves
-CERTAIN = 1 - 1e-5  # more than rounding can move a sum of float32
+CERTAIN = 1e-5  # more than rounding can move a sum of float32, as a share of it
 
-Candidates = tuple[NDArray[np.int64], NDArray[np.float32]]
+Floats = NDArray[np.float32]
+Candidates = tuple[NDArray[np.int64], Floats]
 
 
-def survivors(logits: NDArray[np.float32], largest: float, *, top_k: int, top_p: float, min_p: float) -> Candidates:
+class Columns:
+    """Logits [n_vocab] in columns of every (n_vocab // 64)th token.
+
+    Attributes:
+        largest: of the logits; NaN where one is NaN.
+    """
+
+    def __init__(self, logits: Floats) -> None:
+        self.logits = logits
+        self._width = len(logits) // ROWS
+        self._body = logits[: ROWS * self._width].reshape(ROWS, self._width)
+        self._tops: Floats = self._body.max(axis=0) if self._width else logits[:0]
+        self._rest = logits[ROWS * self._width :]  # fewer than a column each row would take
+        self.largest = float(np.max([part.max() for part in (self._tops, self._rest) if len(part)]))
+
+    def above(self, floor: float) -> Candidates:
+        """Ids, rising, and logits of the tokens that have `floor` or more."""
+        least = np.float32(floor)
+        columns = np.flatnonzero(self._tops >= least)
+        if len(columns) * CROWDED >= self._width:
+            ids = np.flatnonzero(self.logits >= least)
+            return ids, self.logits[ids]
+        block = self._body[:, columns]
+        rows, places = np.nonzero(block >= least)
+        rest = np.flatnonzero(self._rest >= least)
+        ids = np.concatenate((rows * self._width + columns[places], rest + ROWS * self._width))
+        return ids, self.logits[ids]
+
+    def at_least(self, count: int) -> Candidates:
+        """`count` tokens or more, and none left out that is larger than one of them."""
+        if count > self._width:
+            return self.above(-math.inf)
+        return self.above(float(np.partition(self._tops, -count)[-count]))  # there is one in each of `count` columns
+
+    def of_mass(self, mass: float) -> Candidates:
+        """Tokens above some floor whose exp(logit - largest) sum to `mass` or more."""
+        depth = STEP
+        while True:
+            ids, values = self.above(self.largest - depth)
+            if _mass(values, self.largest) >= mass or not math.isfinite(depth):
+                return ids, values
+            depth = depth * 2 if depth < 1000 else math.inf
+
+    def mass(self, floor: float) -> tuple[float, float]:
+        """The least and the most that all tokens' exp(logit - largest) sum to.
+
+        Columns that hold `floor` or more are summed; what is in the others is estimated by their largest.
+        """
+        low = self._tops < np.float32(floor)
+        columns = np.flatnonzero(~low)
+        known = _mass(self._body[:, columns].ravel(), self.largest) + _mass(self._rest, self.largest)
+        tops = _mass(self._tops[low], self.largest)
+        return known + tops, known + ROWS * tops
+
+    def is_crowded(self, floor: float) -> bool:
+        """Whether `above(floor)` would read the whole vocabulary."""
+        return int(np.count_nonzero(self._tops >= np.float32(floor))) * CROWDED >= self._width
+
+    def count_above(self, floor: float) -> int:
+        """How many tokens have more than `floor`."""
+        return int(np.count_nonzero(self.logits > np.float32(floor)))
+
+
+def survivors(columns: Columns, *, top_k: int, top_p: float, min_p: float) -> Candidates:
     """What `llama_sampler_top_k`, `top_p` and `min_p` in this order leave of logits [n_vocab].
 
     Args:
-        largest: of the logits.
+        columns: the logits, none of them NaN.
         top_k: 0 keeps all.
         top_p: 1 keeps all.
         min_p: 0 keeps all.
@@ -34,31 +99,32 @@ def survivors(logits: NDArray[np.float32], largest: float, *, top_k: int, top_p:
     Returns:
         Ids and logits [n], the largest first; in the order of ids where no filter before min-p sorts.
     """
+    largest = columns.largest
     floor = largest + math.log(min_p) if min_p > 0 else -math.inf
     if top_k <= 0 and top_p >= 1:
-        return _above(logits, floor)
-    if 0 < top_k < len(logits):
-        ids, values = _sorted(*_at_least(logits, largest, top_k))
+        return columns.above(floor)
+    if 0 < top_k < len(columns.logits):
+        ids, values = _sorted(*columns.at_least(top_k))
         ids, values = ids[:top_k], values[:top_k]
-        kept = _head(values, largest, top_p, float(np.exp(values - largest, dtype=np.float32).sum(dtype=np.float64)))
+        kept = _head(values, largest, top_p, _mass(values, largest))
     elif min_p > 0:  # both filters keep a head of the sorted tokens, so min-p may go first
-        ids, values = _sorted(*_above(logits, floor))
-        kept = _head_of_all(values, logits, largest, top_p)
+        ids, values = _sorted(*columns.above(floor))
+        kept = _head_of_all(values, columns, floor, top_p)
     else:
-        total = _mass(logits, largest)
-        ids, values = _sorted(*_of_mass(logits, largest, top_p * total))
+        total = _mass(columns.logits, largest)
+        ids, values = _sorted(*columns.of_mass(top_p * total))
         kept = _head(values, largest, top_p, total)
     ids, values = ids[:kept], values[:kept]
     kept = max(1, int(np.count_nonzero(values >= np.float32(floor))))
     return ids[:kept], values[:kept]
 
 
-def _mass(logits: NDArray[np.float32], largest: float) -> float:
+def _mass(logits: Floats, largest: float) -> float:
     """The sum of exp(logit - largest)."""
     return float(np.exp(logits - np.float32(largest)).sum(dtype=np.float64))
 
 
-def _head(values: NDArray[np.float32], largest: float, top_p: float, total: float) -> int:
+def _head(values: Floats, largest: float, top_p: float, total: float) -> int:
     """How many of the sorted `values` top-p keeps, where all tokens' exp(logit - largest) sum to `total`."""
     if top_p >= 1:
         return len(values)
@@ -66,34 +132,36 @@ def _head(values: NDArray[np.float32], largest: float, top_p: float, total: floa
     return int(np.searchsorted(cumulative, top_p * total)) + 1
 
 
-def _head_of_all(values: NDArray[np.float32], logits: NDArray[np.float32], largest: float, top_p: float) -> int:
-    """As `_head`, for `values` out of `logits`.
+def _head_of_all(values: Floats, columns: Columns, floor: float, top_p: float) -> int:
+    """As `_head`, for the sorted `values` that all logits of `floor` or more are.
 
-    The sum over all of a large vocabulary is most of the work, and seldom matters to the last digit. Where so many
-    tokens lie close below `values` that top-p reaches beyond them, counting tells that; where nearly all the others lie
-    far below, the most and the least that they can weigh keep the same head.
+    The sum over all of a large vocabulary is most of the work, and seldom matters to the last digit: where so many
+    tokens lie close below `values` that top-p reaches beyond them, or where nearly all the others lie so far below
+    that the most and the least that they can weigh keep the same head.
     """
-    reach = _mass(values, largest)
-    for depth in COUNTED:
-        below = int(np.count_nonzero(logits > np.float32(largest - depth))) - len(values)
-        if reach < CERTAIN * top_p * (reach + below * math.exp(-depth)):
-            return len(values)
-    if np.count_nonzero(logits > np.float32(largest - DEEP)) < len(logits) // 8:
-        near = np.flatnonzero(logits > np.float32(largest - DEEP))
-        least = _mass(logits[near], largest)
-        most = least + (len(logits) - len(near)) * math.exp(-DEEP)
-        kept = _head(values, largest, top_p, least)
-        if kept == _head(values, largest, top_p, most):
+    if top_p >= 1:
+        return len(values)
+    largest = columns.largest
+    for least in (floor, *(largest - depth for depth in DEPTHS)):
+        if columns.is_crowded(least):
+            break
+        between = columns.mass(least)
+        if (kept := _head(values, largest, top_p, between[0])) == _head(values, largest, top_p, between[1]):
             return kept
-    return _head(values, largest, top_p, _mass(logits, largest))
+    reach = _mass(values, largest)
+    enough = reach / (top_p * (1 - CERTAIN))  # where all tokens weigh more, every one of `values` is kept
+    for depth in COUNTED:
+        below = columns.count_above(largest - depth) - len(values)
+        if reach + below * math.exp(-depth) > enough:
+            return len(values)
+    total = float(np.exp(columns.logits - np.float32(largest)).sum())
+    kept = _head(values, largest, top_p, total * (1 - CERTAIN))
+    if kept == _head(values, largest, top_p, total * (1 + CERTAIN)):
+        return kept
+    return _head(values, largest, top_p, _mass(columns.logits, largest))
 
 
-def _above(logits: NDArray[np.float32], floor: float) -> Candidates:
-    ids = np.flatnonzero(logits >= np.float32(floor))
-    return ids, logits[ids]
-
-
-def _sorted(ids: NDArray[np.int64], values: NDArray[np.float32]) -> Candidates:
+def _sorted(ids: NDArray[np.int64], values: Floats) -> Candidates:
     """The largest first; equal ones in the order of their ids.
 
     A float's bits, flipped where it is positive, fall as it rises; with the id below them they are one whole number,
@@ -106,33 +174,3 @@ def _sorted(ids: NDArray[np.int64], values: NDArray[np.float32]) -> Candidates:
     falling = (keys >> np.uint64(32)).astype(np.uint32)
     bits = np.where(falling >> 31, falling, falling ^ np.uint32(0x7FFFFFFF))
     return (keys & np.uint64(0xFFFFFFFF)).astype(np.int64), bits.view(np.float32)
-
-
-def _at_least(logits: NDArray[np.float32], largest: float, count: int) -> Candidates:
-    """All tokens above some floor, `count` or more; seldom more than `SPARE` times as many, for those are sorted."""
-
-    def held(depth: float) -> int:
-        return int(np.count_nonzero(logits >= np.float32(largest - depth)))
-
-    short, depth = 0.0, STEP
-    while (found := held(depth)) < count and math.isfinite(depth):
-        short, depth = depth, depth * 2 if depth < 1000 else math.inf
-    for _ in range(HALVINGS):
-        if found <= SPARE * count or not math.isfinite(depth):
-            break
-        middle = (short + depth) / 2
-        if (inside := held(middle)) < count:
-            short = middle
-        else:
-            depth, found = middle, inside
-    return _above(logits, largest - depth)
-
-
-def _of_mass(logits: NDArray[np.float32], largest: float, mass: float) -> Candidates:
-    """All tokens above some floor whose exp(logit - largest) sum to `mass` or more."""
-    depth = STEP
-    while True:
-        ids, values = _above(logits, largest - depth)
-        if float(np.exp(values - np.float32(largest)).sum(dtype=np.float64)) >= mass or not math.isfinite(depth):
-            return ids, values
-        depth = depth * 2 if depth < 1000 else math.inf

@@ -18,7 +18,7 @@ from ftllm.llama import native
 from ftllm.llama.closing import Closing
 from ftllm.llama.context import Context
 from ftllm.llama.model import Model
-from ftllm.llama.preselect import survivors
+from ftllm.llama.preselect import Columns, survivors
 
 PENALTY_WINDOW = 64  # tokens looked back, llama.cpp's default
 TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
@@ -124,14 +124,13 @@ class Sampler(Closing):
         sampling = self.sampling
         if sampling.penalizes:
             logits = self._penalized(logits)
-        best = int(logits.argmax())  # a NaN counts as largest
-        if np.isnan(logits[best]):
-            raise WorkError(f"{self._model.path.name} computed logits that are not numbers", "the file is damaged")
         if sampling.greedy:
+            best = int(logits.argmax())  # a NaN counts as largest
+            self._check(logits[best])
             return best
-        ids, values = survivors(
-            logits, float(logits[best]), top_k=sampling.top_k, top_p=sampling.top_p, min_p=sampling.min_p
-        )
+        columns = Columns(logits)
+        self._check(columns.largest)
+        ids, values = survivors(columns, top_k=sampling.top_k, top_p=sampling.top_p, min_p=sampling.min_p)
         table = np.empty(len(ids), dtype=TOKEN_DATA)
         table["id"], table["logit"], table["p"] = ids, values, 0
         array = self._api.llama_token_data_array()
@@ -141,6 +140,10 @@ class Sampler(Closing):
         array.sorted = sampling.top_k > 0 or sampling.top_p < 1
         self._api.llama_sampler_apply(self._chain, ctypes.byref(array))
         return int(table["id"][array.selected])
+
+    def _check(self, largest: float | np.float32) -> None:
+        if math.isnan(largest):
+            raise WorkError(f"{self._model.path.name} computed logits that are not numbers", "the file is damaged")
 
     def _penalized(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """A copy with recent tokens made less likely, as `llama_sampler_penalties_apply`."""

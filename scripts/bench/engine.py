@@ -100,10 +100,10 @@ def serve_bare(model_path: Path, depth: int, tokens: int, threads: int) -> None:
             memory.rewind([*prompt, 0])
             memory.evaluate(prompt, stop=lambda: False)
             memory.mark()
-            context.decode((400,), start=depth)
+            context.decode_one(400, depth)
             begun = time.perf_counter()
             for position in range(depth + 1, depth + tokens):
-                context.decode((400,), start=position)
+                context.decode_one(400, position)
             print((tokens - 1) / (time.perf_counter() - begun), flush=True)
             memory.tokens += [400] * tokens
 

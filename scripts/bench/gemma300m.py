@@ -21,6 +21,11 @@ from ftllm.llama.quantize import quantize
 
 VOCABULARY, WIDTH, INNER, LAYERS, HEADS, HEAD, WINDOW = 262_144, 768, 3072, 12, 4, 256, 1024
 N_CTX = 32_768
+SPREAD = 4.0
+"""The logits' standard deviation. With 1, as random weights give it by themselves, thousands of tokens stay within a
+factor of twenty of the likeliest, which no trained model shows; with 4 it is a few. The factors of the last norm that
+make it so have random signs: the output matrix is the embedding's too, and would give back the token that was read.
+"""
 CONTROL = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ m.role }}\n{{ m.content }}<end_of_turn>\n{% endfor %}"
@@ -68,7 +73,8 @@ def write_plain(path: Path) -> None:
         writer.add_tensor(f"{name}.weight", np.ones(width, np.float32))
 
     matrix("token_embd", VOCABULARY, WIDTH)
-    norm("output_norm", WIDTH)
+    signs = generator.choice(np.array([-1, 1], np.float32), WIDTH)
+    writer.add_tensor("output_norm.weight", SPREAD * signs)
     for layer in range(LAYERS):
         block = f"blk.{layer}"
         for name in ("attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm"):

@@ -66,14 +66,14 @@ def test_rejected_drafts_leave_no_trace(gemma: Model, windowed: bool) -> None:
         with Context(gemma, n_ctx=256, n_batch=64, n_outputs=1 + MOST, windowed=windowed) as context:
             memory = Memory(context)
             memory.evaluate(prompt, stop=lambda: False)
-            decoded, decode = 0, context.decode
+            decoded, run = 0, context._run
 
-            def counted(*arguments: object, **named: object) -> None:
+            def counted(count: int, n_outputs: int) -> None:
                 nonlocal decoded
                 decoded += 1
-                decode(*arguments, **named)  # type: ignore[arg-type]
+                run(count, n_outputs)
 
-            context.decode = counted  # type: ignore[method-assign]
+            context._run = counted  # type: ignore[method-assign]
             tokens: list[int] = []
             while len(tokens) < 100:
                 tokens.append(int(context.logits(memory.output).argmax()))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ftllm.llama import native
 from ftllm.llama.model import Model
-from ftllm.llama.preselect import survivors
+from ftllm.llama.preselect import Columns, survivors
 from ftllm.llama.sampling import TOKEN_DATA, Sampler, Sampling
 
 
@@ -70,7 +70,7 @@ def test_the_same_tokens_survive_in_the_same_order(n_vocab: int) -> None:
         chain = Chain(Sampling(top_k=top_k, top_p=top_p, min_p=min_p, seed=0), n_vocab, draw=False)
         expected = chain(logits)[1]
         chain.close()
-        ids, values = survivors(logits, float(logits.max()), top_k=top_k, top_p=top_p, min_p=min_p)
+        ids, values = survivors(Columns(logits), top_k=top_k, top_p=top_p, min_p=min_p)
         assert np.array_equal(values, logits[ids])
         # llama.cpp adds top-p's probabilities up in float32: where its sum meets top-p may be a hair's breadth off
         common = min(len(ids), len(expected))
@@ -106,7 +106,7 @@ def test_the_same_seed_draws_the_same_tokens(
 
 def test_equal_logits() -> None:
     """Any k of equals will do."""
-    ids, values = survivors(np.zeros(50, dtype=np.float32), 0.0, top_k=7, top_p=1.0, min_p=0.05)
+    ids, values = survivors(Columns(np.zeros(50, dtype=np.float32)), top_k=7, top_p=1.0, min_p=0.05)
     assert len(set(ids.tolist())) == 7
     assert values.tolist() == [0.0] * 7
 
@@ -115,5 +115,5 @@ def test_impossible_tokens_are_not_needed() -> None:
     """Logits of minus infinity (suppressed tokens) never survive while others do."""
     logits = np.full(100, -np.inf, dtype=np.float32)
     logits[[3, 60]] = [1.0, 2.0]
-    assert survivors(logits, float(logits.max()), top_k=10, top_p=0.95, min_p=0.05)[0].tolist() == [60, 3]
-    assert survivors(logits, float(logits.max()), top_k=0, top_p=0.99, min_p=0.0)[0].tolist() == [60, 3]
+    assert survivors(Columns(logits), top_k=10, top_p=0.95, min_p=0.05)[0].tolist() == [60, 3]
+    assert survivors(Columns(logits), top_k=0, top_p=0.99, min_p=0.0)[0].tolist() == [60, 3]
