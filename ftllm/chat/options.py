@@ -84,6 +84,7 @@ class ReplyOptions(SamplingOptions):
         speculate: draft what was said before, and evaluate it several tokens at once; see `ftllm.chat.lookup`.
         ignore_end: generate `max_tokens` tokens whatever comes, for measuring.
         seed: of the sampler; None for a new one each time.
+        delta_seconds: between two deltas of a text, at least.
     """
 
     max_tokens: int = 8192
@@ -95,6 +96,7 @@ class ReplyOptions(SamplingOptions):
     speculate: bool = False
     ignore_end: bool = False
     seed: int | None = None
+    delta_seconds: float = field(default=0.02, compare=False)  # how it is told, not how it is made
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,10 @@ from ftllm.thoughts import tags_of
 TIME_TO_ANSWER = "\n\nTime to answer.\n"  # what ends a thought that was cut off, before the closing tag
 ROOM = 4  # a conversation is held to leave a quarter of the context to the reply, where turns may be dropped
 LEAST_ROOM = 8  # and a reply that needs more is given an eighth, again and again
+QUICK = 0.05
+"""Seconds a token, under which its text goes out after the next evaluation and not before it: whoever reads it then
+runs while the next token is chosen, when most of the threads rest, and takes no core from the evaluation.
+"""
 THOUGHT_LEFT: dict[DoneReason, ThinkEndReason] = {
     "stop": "unclosed",
     "stopped": "stopped",
@@ -120,7 +124,7 @@ class Speaker:
         self._said = None
         messages, prompt = self._fitting(number, messages, options, self.context.n_ctx - 1)
         course = _Course(number, messages, prompt, options, control)
-        writer = Writer(self._emit, number, prompt.tags, clock=self._clock)
+        writer = Writer(self._emit, number, prompt.tags, clock=self._clock, pause=options.delta_seconds)
         reason: DoneReason = "stopped"
         reused = self.memory.rewind(prompt.ids)
         try:
@@ -235,6 +239,7 @@ class Speaker:
             writer.resume()
         with closing(Sampler(model, sampling_of(model, options))) as sampler:
             for _ in range(options.max_tokens):
+                writer.tell()
                 if course.control.stop:
                     reason = "stopped"
                     break
@@ -250,7 +255,9 @@ class Speaker:
                     reason = "loop"
                     break
                 token = sampler.sample(context, self.memory.output)
-                course.count(self._clock())
+                now = self._clock()
+                writer.held = course.sampled > 0 and now - course.last < QUICK
+                course.count(now)
                 if model.is_eog(token) and not options.ignore_end:
                     reason = "stop"
                     break

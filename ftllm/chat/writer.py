@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Literal
 
 from ftllm.chat.events import AnyEvent, TextDelta, ThinkDelta, ThinkEnd, ThinkEndReason, ThinkStart
+from ftllm.chat.options import ReplyOptions
 from ftllm.thoughts import Piece, Splitter, ThoughtTags
 
-COALESCE = 0.02  # seconds between two deltas; a screen paints no more often
+COALESCE = ReplyOptions.delta_seconds
 
 Emit = Callable[[AnyEvent], None]
 Clock = Callable[[], float]
@@ -20,20 +21,33 @@ class Writer:
 
     White space before a thought's or the answer's first word is dropped; the first delta of each goes out at once.
 
+    Attributes:
+        held: all deltas after it wait for `tell`.
+
     Args:
         emit: gets the events.
         number: the reply's.
         tags: the model's thought tags.
         clock: monotonic seconds.
+        pause: seconds between two deltas, at least.
     """
 
-    def __init__(self, emit: Emit, number: int, tags: ThoughtTags, *, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self,
+        emit: Emit,
+        number: int,
+        tags: ThoughtTags,
+        *,
+        clock: Clock = time.monotonic,
+        pause: float = COALESCE,
+    ) -> None:
+        self.held = False
         self.thought_tokens = 0
         self.answer_tokens = 0
         self.thought_seconds = 0.0
         self.answered = False  # some of the answer is out
         self.answer = ""  # all of it that is out
-        self._emit, self._number, self._clock = emit, number, clock
+        self._emit, self._number, self._clock, self._pause = emit, number, clock, pause
         self._splitter = Splitter(tags)
         self._why: ThinkEndReason = "closed"
         self._kind: Literal["think", "text"] = "text"  # of what was taken last
@@ -61,6 +75,11 @@ class Writer:
     def take(self, text: str, tokens: int = 1, *, control: bool = False) -> None:
         """Take the text `tokens` tokens made, perhaps none yet; `control` where it is a control token's."""
         self._take(self._splitter.feed(text, control=control), tokens)
+
+    def tell(self) -> None:
+        """Let out the text that waits, where the last delta is long enough ago."""
+        if self._pending and self._clock() - self._told >= self._pause:
+            self._flush()
 
     def close_thought(self, message: str, tokens: int, why: ThinkEndReason) -> None:
         """End the thought that is under way: `message` and the closing tag were fed to the model as `tokens` tokens."""
@@ -102,9 +121,10 @@ class Writer:
 
     def _add(self, text: str) -> None:
         self._pending += text if self._begun or self._pending else text.lstrip()
-        now = self._clock()
-        if self._pending and (not self._begun or now - self._told >= COALESCE):
+        if self._pending and not self._begun:
             self._flush()
+        elif not self.held:
+            self.tell()
 
     def _flush(self) -> None:
         if not self._pending:

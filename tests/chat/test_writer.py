@@ -53,6 +53,21 @@ def test_deltas_are_coalesced_but_the_first_goes_out_at_once() -> None:
     assert deltas == [("a", 1), ("aaa", 4), ("aaa", 7), ("aa", 9)]
 
 
+def test_what_is_held_goes_out_when_it_is_asked_for_or_something_else_follows() -> None:
+    stage = Stage()
+    stage.writer.held = True
+    stage.say("one")
+    stage.say(" two")
+    stage.say(" three")
+    stage.writer.tell()
+    stage.say(" four", after=0.01)
+    stage.writer.tell()
+    deltas = [event.text for event in stage.told if isinstance(event, TextDelta)]
+    assert deltas == ["one", " two three"]  # the first at once; too little time has passed since the second
+    stage.say("<think>Why?</think>")
+    assert [type(event) for event in stage.told[2:]] == [TextDelta, ThinkStart, ThinkDelta, ThinkEnd]
+
+
 def test_slow_tokens_go_out_one_by_one() -> None:
     stage = Stage()
     for text in ("one", " two", " three"):
