@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ftllm.chat import store as chats
@@ -47,6 +48,7 @@ class Conversation:
         self.info: SessionInfo | None = None
         self.nodes: list[Node] = []
         self.recorder: Recorder | None = None
+        self.delta_seconds = options.reply.delta_seconds  # how often the screen wants to hear of more text
         self._talker = talker
         self._number = NO_REPLY
 
@@ -209,4 +211,4 @@ class Conversation:
 
     def _generate(self, messages: Sequence[Mapping[str, Any]]) -> None:
         self._number = NO_REPLY
-        self._number = self._talker.generate(messages, self.options)
+        self._number = self._talker.generate(messages, replace(self.options, delta_seconds=self.delta_seconds))

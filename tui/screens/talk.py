@@ -41,7 +41,7 @@ CLOCK_SECONDS = 0.1
 HASH = 8
 """Of a model's hash, the characters that are shown."""
 
-FIGURES_SECONDS = 0.25
+FIGURES_SECONDS = 1.0
 """How often figures alone change on the screen while more keeps coming."""
 
 SHARE = 0.015
@@ -80,6 +80,7 @@ class TalkScreen(Screen[None]):
         self._meter = Meter(setup.model.stem)
         self._mode: ThoughtMode = "auto" if setup.options.show_thoughts else "closed"
         self._shares_cores = False  # with the engine
+        self._blinking = True
         self._figures_shown = 0.0
         self._queue: list[str] = []
         self._turn: ReplyTurn | None = None
@@ -150,10 +151,17 @@ class TalkScreen(Screen[None]):
                 self._take(event)
             if self._turn is not None:
                 self.transcript.redraw(self._turn)
-            self._show_figures(unless_since=began - FIGURES_SECONDS)
+            self._blink(self._turn is None or not self._shares_cores)
             await self._drawn()
+            self._show_figures(unless_since=began - FIGURES_SECONDS)  # not together: all between would be drawn too
             took, used = time.perf_counter() - began, time.thread_time() - used
             await asyncio.sleep(rest_after(took, used if self._shares_cores else 0.0))
+
+    def _blink(self, blinking: bool) -> None:
+        """Let the cursor blink, or stand still where each change of it takes time from the engine."""
+        if blinking != self._blinking:
+            self._blinking = blinking
+            self.query_one(Composer).cursor_blink = blinking
 
     async def _drawn(self) -> None:
         """Until the screen has been drawn."""
@@ -185,6 +193,7 @@ class TalkScreen(Screen[None]):
         self._meter.take(event)
         if isinstance(event, Loaded):
             self._shares_cores = event.shares_cores
+            self.conversation.delta_seconds = 0.1 if event.shares_cores else 0.05  # it is painted no more often
             self.conversation.loaded(event)
             self._meter.rename(self.conversation.model.stem)
             self.transcript.greet(self.conversation.model.stem)
@@ -324,7 +333,9 @@ class TalkScreen(Screen[None]):
 
     def _show_queue(self) -> None:
         queue = self.query_one("#queue", Static)
-        queue.display = bool(self._queue)
+        if queue.display != bool(self._queue):
+            queue.display = bool(self._queue)
+            self.refresh_bindings()  # Esc takes it back
         if self._queue:
             more = f" (and {len(self._queue) - 1} more)" if len(self._queue) > 1 else ""
             queue.update(Content(f"Next: {one_line(self._queue[0], 60)}{more}"))

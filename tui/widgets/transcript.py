@@ -139,8 +139,10 @@ class Transcript(ScrollView, can_focus=True):
         self._arrange()
         if hold:
             self._following = self.at_end
+        if not turn.running:
+            self._show_bar()
         if self._lines.span(turn)[0] < self.scroll_offset.y + self.size.height:
-            self.refresh()
+            self._refresh_text()
 
     def redraw_all(self) -> None:
         """Every turn may have changed; the first line in view stays."""
@@ -212,6 +214,10 @@ class Transcript(ScrollView, can_focus=True):
         self.refresh()
 
     # Drawing
+
+    def _refresh_text(self) -> None:
+        """Draw the lines anew, but not the scrollbar beside them: Textual draws every widget that a region meets."""
+        self.refresh(Region(0, 0, self.scrollable_content_region.width, self.size.height))
 
     def render_lines(self, crop: Region) -> list[Strip]:
         """The lines of the view within `crop`, as the screen takes them.
@@ -349,7 +355,7 @@ class Transcript(ScrollView, can_focus=True):
         self._show_bar()
         if round(old_value) == round(new_value):
             return
-        self.refresh()
+        self._refresh_text()
         if not self._own_scroll:
             self._following = self.at_end
             self._arrange()
