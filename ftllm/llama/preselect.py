@@ -20,6 +20,11 @@ DEPTHS = (8.0, 16.0)  # nats below the largest from which on what tokens weigh i
 COUNTED = (5.0, 7.0)  # nats below the largest at which tokens are counted, for the least that all weigh together
 CERTAIN = 1e-5  # more than rounding can move a sum of float32, as a share of it
 
+FEW = 48
+"""Columns with what can survive, up to which numbers are handled one by one: right after an evaluation, whose weights
+have passed through every cache, each call into numpy takes longer than what it does.
+"""
+
 Floats = NDArray[np.float32]
 Candidates = tuple[NDArray[np.int64], Floats]
 
@@ -51,6 +56,31 @@ class Columns:
         rest = np.flatnonzero(self._rest >= least)
         ids = np.concatenate((rows * self._width + columns[places], rest + ROWS * self._width))
         return ids, self.logits[ids]
+
+    def few_above(self, floor: float) -> tuple[list[tuple[float, int]], float, float] | None:
+        """As `above` and `mass` at once where few columns hold `floor` or more, else None.
+
+        Returns:
+            Logits, negative, and ids of the tokens, the likeliest first; the least and the most that all tokens weigh.
+        """
+        least, largest = np.float32(floor), np.float32(self.largest)
+        columns = np.flatnonzero(self._tops >= least)
+        if len(columns) > FEW:
+            return None
+        block = self._body[:, columns]
+        places, ids = np.flatnonzero(block >= least), columns.tolist()
+        tokens = [
+            (-value, place // len(ids) * self._width + ids[place % len(ids)])
+            for place, value in zip(places.tolist(), block.ravel()[places].tolist(), strict=True)
+        ]
+        rest = self._rest.tolist()
+        tokens += [(-value, ROWS * self._width + index) for index, value in enumerate(rest) if value >= least]
+        tokens.sort()
+        tops = np.exp(self._tops - largest)
+        tops[columns] = 0
+        beside = float(tops.sum())
+        known = float(np.exp(block - largest).sum()) + sum(math.exp(value - self.largest) for value in rest)
+        return tokens, (known + beside) * (1 - CERTAIN), (known + ROWS * beside) * (1 + CERTAIN)
 
     def at_least(self, count: int) -> Candidates:
         """`count` tokens or more, and none left out that is larger than one of them."""
@@ -107,6 +137,8 @@ def survivors(columns: Columns, *, top_k: int, top_p: float, min_p: float) -> Ca
         ids, values = _sorted(*columns.at_least(top_k))
         ids, values = ids[:top_k], values[:top_k]
         kept = _head(values, largest, top_p, _mass(values, largest))
+    elif min_p > 0 and (few := _few_survivors(columns, floor, top_p)) is not None:
+        return few
     elif min_p > 0:  # both filters keep a head of the sorted tokens, so min-p may go first
         ids, values = _sorted(*columns.above(floor))
         kept = _head_of_all(values, columns, floor, top_p)
@@ -117,6 +149,26 @@ def survivors(columns: Columns, *, top_k: int, top_p: float, min_p: float) -> Ca
     ids, values = ids[:kept], values[:kept]
     kept = max(1, int(np.count_nonzero(values >= np.float32(floor))))
     return ids[:kept], values[:kept]
+
+
+def _few_survivors(columns: Columns, floor: float, top_p: float) -> Candidates | None:
+    """What top-p and a min-p that leaves `floor` or more keep, where those are few and top-p's edge is clear."""
+    found = columns.few_above(floor)
+    if found is None:
+        return None
+    tokens, least, most = found
+    reach, kept = 0.0, len(tokens)
+    if top_p >= 1:
+        least = most = math.inf
+    for count, (value, _) in enumerate(tokens, 1):
+        reach += math.exp(-value - columns.largest)
+        if reach >= top_p * least:
+            if reach < top_p * most and count < len(tokens):
+                return None
+            kept = count
+            break
+    ids = np.array([token for _, token in tokens[:kept]], np.int64)
+    return ids, np.array([-value for value, _ in tokens[:kept]], np.float32)
 
 
 def _mass(logits: Floats, largest: float) -> float:
