@@ -201,8 +201,9 @@ class Drawn:
         return sum(map(processor_seconds, (self._terminal.pid, *children(self._terminal.pid))))
 
     def close(self) -> None:
-        os.kill(self._terminal.pid, signal.SIGCONT)
-        self._terminal.close()
+        """Kill it: Textual begins anew at each SIGCONT, with threads that its end would wait for."""
+        os.kill(self._terminal.pid, signal.SIGKILL)
+        self._terminal.run()
 
 
 def verdict(what: str, value: float, limit: float, unit: str, *, least: bool = False) -> str:
