@@ -16,11 +16,10 @@ SETTLED = 60.0  # seconds after which a directory that nobody has locked is nobo
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A directory in the temporary directory, removed at the end; those that killed processes left go first.
+    """A directory in the temporary directory, removed at the end.
 
     It is locked for as long as its process lives, which tells it from what is left of a dead one.
     """
-    remove_stale()
     with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as directory:
         descriptor = _lock(Path(directory))
         try:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ftllm.export.child import Child, Events
-from ftllm.export.scratch import scratch
+from ftllm.export.scratch import remove_stale, scratch
 from ftllm.export.targets import Target
 from ftllm.files import partial_path
 from ftllm.progress import Reporter
@@ -63,6 +63,7 @@ class Work:
 
     def start_verifier(self, job: Mapping[str, Any]) -> None:
         """Start the verifying process; it gets a scratch directory where the reference is not `whole`."""
+        remove_stale()
         place = None if job["whole"] else str(self._stack.enter_context(scratch()))
         self._verifier = self.start("verifying", "ftllm.export.verifier", {**job, "scratch": place})
 

@@ -42,7 +42,7 @@ def test_what_a_killed_process_left_goes(place: Path) -> None:
         (path / "weights.dat").write_bytes(b"x")
     aged(stale)
     aged(foreign)
-    with scratch():
-        assert not stale.exists()
-        assert (new / "weights.dat").exists()  # may be about to be locked
-        assert (foreign / "weights.dat").exists()
+    remove_stale()
+    assert not stale.exists()
+    assert (new / "weights.dat").exists()  # may be about to be locked
+    assert (foreign / "weights.dat").exists()
