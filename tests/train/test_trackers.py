@@ -37,7 +37,7 @@ def test_nothing_is_sent_unless_asked(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(both))
     assert resolve([read_yaml(path)]) == both
-    with pytest.raises(UserError, match="report_to is .*: it must be tensorboard, wandb or trackio"):
+    with pytest.raises(UserError, match=r"report_to is .*: it must be tensorboard, wandb or trackio"):
         configured("mlflow")
 
 
