@@ -49,6 +49,29 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def lock_directory(directory: Path) -> int | None:
+    """Lock a directory for as long as the descriptor is open; None where there are no such locks.
+
+    Raises:
+        BlockingIOError: another process has it.
+        OSError: it cannot be opened.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError:  # a file system without locks
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield the partial path to write to; publish it on success, remove it on any failure.

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ftllm.files import lock_directory
+
 PREFIX = "ftllm-reference-"
 SETTLED = 60.0  # seconds after which a directory that nobody has locked is nobody's
 
@@ -21,7 +23,7 @@ def scratch() -> Iterator[Path]:
     It is locked for as long as its process lives, which tells it from what is left of a dead one.
     """
     with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as directory:
-        descriptor = _lock(Path(directory))
+        descriptor = lock_directory(Path(directory))
         try:
             yield Path(directory)
         finally:
@@ -33,21 +35,6 @@ def remove_stale() -> None:
     """Remove what is left of processes that were killed."""
     for path in Path(tempfile.gettempdir()).glob(PREFIX + "*"):
         with suppress(OSError):
-            if time.time() - path.stat().st_mtime > SETTLED and (descriptor := _lock(path)) is not None:
+            if time.time() - path.stat().st_mtime > SETTLED and (descriptor := lock_directory(path)) is not None:
                 shutil.rmtree(path, ignore_errors=True)
                 os.close(descriptor)
-
-
-def _lock(directory: Path) -> int | None:
-    """Lock a directory; None where another process has, or the system has no such locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor

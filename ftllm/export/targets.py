@@ -15,7 +15,7 @@ from ftllm import files
 from ftllm.catalogue import SHARD
 from ftllm.errors import UserError
 from ftllm.export.quants import Wanted
-from ftllm.files import PARTIAL, sha256_file, storage_error, sync_directory
+from ftllm.files import PARTIAL, lock_directory, sha256_file, storage_error, sync_directory
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,9 @@ def writing_to(directory: Path, stem: str) -> Iterator[None]:
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        descriptor = _locked(directory)
+        descriptor = lock_directory(directory)
+    except BlockingIOError:
+        raise UserError(f"another export is writing to {directory}", "let it finish, or choose another --out") from None
     except OSError as error:
         raise storage_error(error, directory) from error
     try:
@@ -145,19 +147,3 @@ def writing_to(directory: Path, stem: str) -> Iterator[None]:
     finally:
         if descriptor is not None:
             os.close(descriptor)
-
-
-def _locked(directory: Path) -> int | None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise UserError(f"another export is writing to {directory}", "let it finish, or choose another --out") from None
-    except OSError:  # a file system without locks
-        pass
-    return descriptor
