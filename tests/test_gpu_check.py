@@ -87,8 +87,8 @@ def test_its_models_load_whole_and_their_language_layers_are_adapted(size: str, 
     import torch
     from transformers import AutoModelForCausalLM
 
-    from ftllm.train.backend import lora_targets
     from ftllm.train.base import find
+    from ftllm.train.layers import lora_targets
 
     small = replace(gemma3.SHAPES[size], hidden=64, inner=64, layers=2, heads=2, key_heads=1, head=16)
     config = gemma3.configuration(small, vocabulary=512)

@@ -5,9 +5,7 @@ Both give a PEFT model that the same trainer trains on the same rows.
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -15,18 +13,11 @@ from typing import Any, Literal
 from ftllm.errors import UserError
 from ftllm.train.base import Base
 from ftllm.train.config import TrainConfig
+from ftllm.train.layers import lora_targets, part_of
 from ftllm.train.processes import here
 
 BackendName = Literal["hf", "unsloth"]
 SMALL = 1_000_000_000  # weights; beyond, float32 would ask too much of a laptop's memory
-# Parts of multimodal models that read no text; their layers are never adapted.
-OTHER_SENSES = re.compile(
-    r"(^|\.|_)(vision|visual|vit|image|audio|speech|multi_modal|mm|projector|tower)", re.IGNORECASE
-)
-ATTENTION = re.compile(r"(^|\.|_)(attn|attention)", re.IGNORECASE)
-MLP = re.compile(r"(^|\.|_)(mlp|ffn|feed_forward|experts?)(\.|$|_)", re.IGNORECASE)
-ROUTERS = (".gate", ".router", ".shared_expert_gate")  # of mixtures of experts; too small to adapt, and touchy
-LAYER = re.compile(r"(^|\.)(layers|h|blocks)\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -155,8 +146,16 @@ def load(backend: BackendName, base: Base, config: TrainConfig, device: Device) 
     if backend == "unsloth":
         from ftllm.train.unsloth import load as load_unsloth
 
-        return load_unsloth(base.path, config, device)
-    return _load_hf(base, config, device)
+        model = load_unsloth(base.path, config, device)
+    else:
+        model = _load_hf(base, config, device)
+    trained = {name.partition(".lora_")[0] for name, _ in model.named_parameters() if ".lora_" in name}
+    for name in sorted(trained):
+        if part_of(name) is None or name.endswith((".experts", ".experts.base_layer")):
+            raise UserError(
+                f"{backend} would train {name} too, which no export can merge", "--set lora.targets=[attention]"
+            )
+    return model
 
 
 def _load_hf(base: Base, config: TrainConfig, device: Device) -> Any:
@@ -202,66 +201,3 @@ def _load_hf(base: Base, config: TrainConfig, device: Device) -> Any:
 def whole(alpha: float) -> Any:
     """`alpha` as PEFT has it: an integer where it is one."""
     return int(alpha) if alpha == int(alpha) else alpha
-
-
-@dataclass(frozen=True)
-class LinearLayer:
-    """A linear layer of a model.
-
-    Attributes:
-        name: its whole name.
-        part: `attention` or `mlp` of a language layer; None elsewhere.
-        inputs: width of what it reads.
-        outputs: width of what it writes.
-    """
-
-    name: str
-    part: str | None
-    inputs: int
-    outputs: int
-
-
-def linear_layers(model: Any) -> list[LinearLayer]:
-    """Every linear layer of a model, which may be without weights."""
-    import torch
-
-    return [
-        LinearLayer(name, part_of(name), module.in_features, module.out_features)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    ]
-
-
-def lora_targets(model: Any, parts: Sequence[str]) -> list[str] | str:
-    """Which linear layers to adapt: those of the language layers' attention and MLP blocks.
-
-    Returns:
-        the layers' last names, sorted; or a regular expression over whole names, where another part of the model has
-        layers of the same last names (a vision tower).
-
-    Raises:
-        UserError: there are none.
-    """
-    layers = linear_layers(model)
-    wanted = {layer.name for layer in layers if layer.part in parts}
-    if not wanted:
-        raise UserError(
-            f"{type(model).__name__} has no linear layer to adapt in its {' and '.join(parts)} blocks",
-            "this architecture cannot be trained yet",
-        )
-    leaves = sorted({name.rpartition(".")[2] for name in wanted})
-    if {layer.name.rpartition(".")[2] for layer in layers if layer.name not in wanted}.isdisjoint(leaves):
-        return leaves
-    patterns = sorted({re.sub(r"\.\d+\.", "<n>", name) for name in wanted})
-    return "|".join(re.escape(pattern).replace("<n>", r"\.\d+\.") for pattern in patterns)
-
-
-def part_of(name: str) -> str | None:
-    """`attention` or `mlp` for a module of a language layer; None for any other."""
-    layer = LAYER.search(name)
-    if layer is None or OTHER_SENSES.search(name) or name.endswith(ROUTERS):
-        return None
-    block = name[layer.end() :]
-    if ATTENTION.search(block):
-        return "attention"
-    return "mlp" if MLP.search(block) else None

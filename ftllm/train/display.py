@@ -9,12 +9,15 @@ from ftllm.progress import BETWEEN_LINES, Reporter, Task, minutes
 from ftllm.runs import Run
 from ftllm.train import backend
 from ftllm.train.metrics import Metrics
-from ftllm.train.prepare import Prepared, warnings_of
+from ftllm.train.preflight import Needs
+from ftllm.train.prepare import Prepared
 
 FIRST_ESTIMATE = 10  # steps after which the whole time is estimated
 
 
-def announce(run: Run, prepared: Prepared, manifest: dict[str, Any], step: int, reporter: Reporter) -> None:
+def announce(
+    run: Run, prepared: Prepared, needed: Needs, manifest: dict[str, Any], step: int, reporter: Reporter
+) -> None:
     """Say what is about to be trained, and what a person should know first."""
     plan, config, device = prepared.plan, prepared.config, prepared.device
     trainable = manifest["trainable_parameters"]
@@ -38,7 +41,7 @@ def announce(run: Run, prepared: Prepared, manifest: dict[str, Any], step: int, 
         reporter.say(f"{prepared.processes.count} processes, {kind}")
     if config.report_to:
         reporter.say(f"metrics go to {' and '.join(config.report_to)} too")
-    for warning in warnings_of(prepared):
+    for warning in needed.warnings(prepared):
         reporter.warn(warning)
     if step:
         reporter.say(f"going on after step {step}")

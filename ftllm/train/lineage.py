@@ -23,9 +23,9 @@ from ftllm.errors import UserError
 from ftllm.files import sha256_file
 from ftllm.runs import Run
 from ftllm.train import adapter
-from ftllm.train.backend import LAYER, part_of
 from ftllm.train.base import Base
 from ftllm.train.config import LoraConfig, TrainConfig
+from ftllm.train.layers import LAYER, part_of
 from ftllm.train.processes import here
 from ftllm.train.settings import Setting, Settings
 

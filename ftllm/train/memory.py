@@ -17,9 +17,10 @@ from typing import Any
 
 from ftllm.errors import UserError
 from ftllm.llama.machine import available_memory
-from ftllm.train.backend import LAYER, Device, linear_layers, lora_targets
+from ftllm.train.backend import Device
 from ftllm.train.config import TrainConfig
 from ftllm.train.head import CHUNK_VALUES
+from ftllm.train.layers import LAYER, adapted_layers, left_out, lora_targets
 from ftllm.train.prepare import Prepared
 
 LIBRARIES = 530 * 2**20  # resident before a weight is loaded: torch, transformers, trl (measured, CPU build)
@@ -83,11 +84,16 @@ class Kept:
 
 @dataclass(frozen=True)
 class Model:
-    """A base's share of the estimate: `weights` (held by this process) and `trainable` are numbers of parameters."""
+    """A base's share of the estimate: `weights` (held by this process) and `trainable` are numbers of parameters.
+
+    Attributes:
+        left_out: what of it is not trained although asked for, in a sentence.
+    """
 
     weights: int
     trainable: int
     kept: Kept
+    left_out: str | None = None
 
 
 def model_of(prepared: Prepared) -> Model:
@@ -100,12 +106,13 @@ def model_of(prepared: Prepared) -> Model:
     architecture = AutoConfig.from_pretrained(str(prepared.base.path), local_files_only=True)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
-        adapted = [layer for layer in linear_layers(model) if layer.part in config.targets]
-        targets = lora_targets(model, config.targets)
+        adapted, targets = adapted_layers(model, config.targets), lora_targets(model, config.targets)
+        untrained = left_out(model, config.targets)
         model = get_peft_model(model, LoraConfig(r=config.rank, target_modules=targets, lora_dropout=config.dropout))
     trainable = sum(config.rank * (layer.inputs + layer.outputs) for layer in adapted)
     shares = prepared.processes.count if prepared.processes.sharded else 1
-    return Model(prepared.base.parameters() // shares, trainable, _kept(model, architecture.get_text_config()))
+    kept = _kept(model, architecture.get_text_config())
+    return Model(prepared.base.parameters() // shares, trainable, kept, untrained)
 
 
 def _kept(model: Any, text: Any, tokens: int = 131) -> Kept:
@@ -115,6 +122,16 @@ def _kept(model: Any, text: Any, tokens: int = 131) -> Kept:
     that no other dimension has.
     """
     import torch
+    from torch.overrides import TorchFunctionMode
+
+    class OfOneExpert(TorchFunctionMode):
+        """A mixture's rows, each times its expert: in float32 the `meta` device has no such product, but shapes are
+        those of all rows times one expert, and what is kept is too."""
+
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function is torch._grouped_mm:
+                return args[0] @ args[1][0]
+            return function(*args, **(kwargs or {}))
 
     storages: dict[int, Any] = {}
     bytes_of: dict[str, int] = defaultdict(int)
@@ -140,7 +157,7 @@ def _kept(model: Any, text: Any, tokens: int = 131) -> Kept:
     ids = torch.zeros((1, tokens), dtype=torch.int64, device="meta")
     mask = torch.zeros((1, 1, tokens, tokens), device="meta")
     try:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with OfOneExpert(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             model(input_ids=ids, attention_mask=mask, position_ids=ids, use_cache=False, logits_to_keep=1)
     finally:
         for hook in hooks:
@@ -200,8 +217,8 @@ def free_memory(device: Device) -> int:
     return available_memory()
 
 
-def require_fit(prepared: Prepared) -> tuple[Memory, int]:
-    """The estimate of a training that fits into memory, and how many parameters it trains.
+def require_fit(prepared: Prepared) -> tuple[Memory, Model]:
+    """The estimate of a training that fits into memory, and what it rests on.
 
     Raises:
         UserError: it does not; with the smallest change that would make it fit.
@@ -211,7 +228,7 @@ def require_fit(prepared: Prepared) -> tuple[Memory, int]:
         free //= prepared.processes.local_count
     memory = estimate(model, prepared.config, prepared.device, _tokens(prepared, prepared.config), free)
     if memory.fits:
-        return memory, model.trainable
+        return memory, model
     raise UserError(
         f"this training takes about {memory.total / 1e9:.1f} GB of memory at its peak, "
         f"and {memory.free / 1e9:.1f} GB are free",

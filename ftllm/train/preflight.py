@@ -25,17 +25,23 @@ LISTED = 10  # rows that are left out
 
 @dataclass(frozen=True)
 class Needs:
-    """What a training takes of the machine, in bytes.
+    """What a training takes of the machine, in bytes, and what the model's shape leaves out of it.
 
     Attributes:
         memory: estimated peak.
         disk: what it may write at once.
         disk_free: where the runs are.
+        left_out: what is not trained although asked for, in a sentence.
     """
 
     memory: Memory
     disk: int
     disk_free: int
+    left_out: str | None = None
+
+    def warnings(self, prepared: Prepared) -> list[str]:
+        """What a person should know before it begins, a line each."""
+        return [*([self.left_out] if self.left_out else []), *warnings_of(prepared)]
 
 
 def needs(prepared: Prepared, runs: Path) -> Needs:
@@ -44,9 +50,9 @@ def needs(prepared: Prepared, runs: Path) -> Needs:
     Raises:
         UserError: it cannot fit into memory.
     """
-    memory, trainable = require_fit(prepared)
-    disk = checkpoints.bytes_needed(trainable, measured=bool(prepared.held_out))
-    return Needs(memory, disk, checkpoints.free_bytes(runs.resolve()))
+    memory, model = require_fit(prepared)
+    disk = checkpoints.bytes_needed(model.trainable, measured=bool(prepared.held_out))
+    return Needs(memory, disk, checkpoints.free_bytes(runs.resolve()), model.left_out)
 
 
 def dry_run(config: TrainConfig, reporter: Reporter, *, runs: Path, offline: bool = False) -> None:
@@ -92,7 +98,7 @@ def facts(prepared: Prepared, needed: Needs) -> dict[str, Any]:
         "base": {"path": str(prepared.base.path), "parameters": prepared.base.parameters()},
         "config": prepared.decided.model_dump(mode="json"),
         "versions": library_versions(),
-        "warnings": warnings_of(prepared),
+        "warnings": needed.warnings(prepared),
     }
 
 
@@ -125,7 +131,7 @@ def _show(prepared: Prepared, needed: Needs, console: Console) -> None:
         kept = f"up to {ROOM * memory.total / 2**20:.0f} MiB may be in use"
         line("", f"freed memory is kept for speed where there is plenty: {kept}")
     line("disk", f"up to {needed.disk / 2**20:.0f} MiB of {needed.disk_free / 2**20:.0f} free, for checkpoints mostly")
-    for warning in warnings_of(prepared):
+    for warning in needed.warnings(prepared):
         console.print(Text("warning   ", style="yellow") + Text(warning))
     for label, rows in _left_out(prepared).items():
         console.print(Text(f"{label}: {len(rows)}", style="bold"))

@@ -173,7 +173,7 @@ def _work(
     record["trainable_parameters"] = trainable - sum(part.values.numel() for part in kept)
     processes.told(lambda: checkpoints.require_space(run.checkpoints, needed.disk))
     checkpoint = processes.told(lambda: checkpoints.latest(run.checkpoints, reporter.warn))
-    announce(run, prepared, record, checkpoint[0] if checkpoint else 0, reporter)
+    announce(run, prepared, needed, record, checkpoint[0] if checkpoint else 0, reporter)
 
     def write(**changes: Any) -> None:
         if processes.first:

@@ -16,6 +16,7 @@ from platformdirs import user_cache_path
 
 from ftllm.train.backend import Device, whole
 from ftllm.train.config import TrainConfig
+from ftllm.train.layers import fused_experts, lora_pattern
 
 
 def environment() -> dict[str, str]:
@@ -77,11 +78,16 @@ def _checkpointing(config: TrainConfig) -> str | bool:
 
 
 def load(path: Path, config: TrainConfig, device: Device) -> Any:
-    """The base in a directory with a fresh adapter on its language layers, as a PEFT model."""
+    """The base in a directory with a fresh adapter on its language layers, as a PEFT model.
+
+    Of mixtures, Unsloth would adapt the experts too: there it is told the layers that `hf` adapts.
+    """
     import torch
     from unsloth import FastModel
 
-    given = loading(path, config, device)
+    given, shape = loading(path, config, device), adapting(config)
     with _silence():
         model, _ = FastModel.from_pretrained(**given | {"dtype": getattr(torch, given["dtype"])})
-        return FastModel.get_peft_model(model, **adapting(config))
+        if fused_experts(model):
+            shape |= {"target_modules": lora_pattern(model, config.lora.targets), "target_parameters": []}
+        return FastModel.get_peft_model(model, **shape)

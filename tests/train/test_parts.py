@@ -13,7 +13,6 @@ import torch
 
 from ftllm.errors import UserError, WorkError
 from ftllm.train import checkpoints
-from ftllm.train.backend import lora_targets
 from ftllm.train.base import find
 from ftllm.train.head import TorchHead, install
 from ftllm.train.metrics import Metrics, read, smoothed
@@ -89,30 +88,6 @@ def test_repository_that_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="nobody/nothing is not on this machine, and this is offline"):
         find("nobody/nothing", offline=True)
-
-
-def test_lora_targets_leave_vision_alone() -> None:
-    from transformers import AutoModelForCausalLM, Gemma3Config
-
-    expected_names = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
-    config = Gemma3Config(
-        text_config={"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 32, "vocab_size": 64},
-        vision_config={"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2},
-    )
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-        text = AutoModelForCausalLM.from_config(config.text_config)
-    assert lora_targets(text, ["attention", "mlp"]) == expected_names
-    assert lora_targets(text, ["mlp"]) == ["down_proj", "gate_proj", "up_proj"]
-    import re
-
-    pattern = lora_targets(model, ["attention", "mlp"])
-    assert isinstance(pattern, str)
-    matched = [name for name, _ in model.named_modules() if re.fullmatch(pattern, name)]
-    assert len(matched) == 2 * 7
-    assert not [name for name in matched if "vision" in name]
-    with pytest.raises(UserError, match="no linear layer to adapt"):
-        lora_targets(torch.nn.Linear(2, 2), ["mlp"])
 
 
 def warnings_of(root: Path) -> tuple[tuple[int, Path] | None, list[str]]:
