@@ -23,7 +23,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -276,3 +276,11 @@ def now() -> str:
 def hash_files(paths: list[Path], base: Path | None = None) -> dict[str, str]:
     """SHA-256 of each file, by its path relative to `base` where one is given."""
     return {str(path.relative_to(base)) if base else str(path): sha256_file(path) for path in sorted(paths)}
+
+
+def day_of(manifest: dict[str, Any]) -> date | None:
+    """The day that a run's chat template was told is today; None where its manifest does not say."""
+    try:
+        return date.fromisoformat(str((manifest.get("config") or {}).get("date")))
+    except ValueError:
+        return None

@@ -9,7 +9,7 @@ from typing import Any
 
 from ftllm import catalogue, runs
 from ftllm.errors import UserError
-from ftllm.runs import Run
+from ftllm.runs import Run, day_of
 
 NANO = "nano"  # the directory of the embedded base, which holds its own held-out data
 
@@ -63,7 +63,7 @@ def resolve(given: str | None, root: Path = runs.DEFAULT_RUNS) -> Target:
         if path.suffix.lower() != ".gguf":
             raise UserError(f"{path} is not a model", "give a .gguf file, a run or a model directory")
         around = _run_around(path)
-        return Target(path.stem, path, None, around, _day(around.read_manifest()) if around else None)
+        return Target(path.stem, path, None, around, day_of(around.read_manifest()) if around else None)
     run = runs.find(str(path), root)
     if run is not None:
         return _of_run(run)
@@ -101,15 +101,7 @@ def _of_run(run: Run) -> Target:
     revision = None if base.get("path") else base.get("revision")
     checkpoint = Checkpoint(str(named), revision, run.adapter, run.adapter)
     exported = catalogue.best(run.gguf.glob("*.gguf"))
-    return Target(run.name, exported.path if exported else None, checkpoint, run, _day(manifest))
-
-
-def _day(manifest: dict[str, Any]) -> date | None:
-    """The day that a run was told is today; None where its manifest does not say."""
-    try:
-        return date.fromisoformat(str((manifest.get("config") or {}).get("date")))
-    except ValueError:
-        return None
+    return Target(run.name, exported.path if exported else None, checkpoint, run, day_of(manifest))
 
 
 def _run_around(gguf: Path) -> Run | None:

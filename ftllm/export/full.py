@@ -70,7 +70,7 @@ def read_texts(job: dict[str, Any], base: Path, bos: int | None) -> Texts:
         bos: what the model's sequences begin with; None where nothing is added.
     """
     found, longest = conversations(Path(job["path"])), job["max_length"]
-    today = date.fromisoformat(job["today"]) if job.get("today") else date.today()
+    today = date.fromisoformat(job["today"])
     try:
         rows = rows_of(found, from_directory(base, today), longest)
     except UserError:  # no chat template

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 from ftllm.conversations import Conversation
@@ -15,13 +16,15 @@ from ftllm.data.rows import read_rows
 from ftllm.data.shapes import conversation_of
 from ftllm.errors import UserError
 from ftllm.render import Row, render
-from ftllm.runs import Run
+from ftllm.runs import Run, day_of
 from ftllm.vocabulary import Vocabulary
 
 OWN = Path(__file__).with_name("conversations.jsonl")
 OWN_ORIGIN = "conversations that come with ftllm"
 LONGEST = 2048  # tokens of a row; attention's memory grows with their square
 MOST = 16384  # tokens of all rows: a likelihood known to about a hundredth of a nat
+# What templates that write the date are told where nothing was trained: the same on every day, for the same files.
+ANY_DAY = date(2026, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Text:
 
     Attributes:
         max_length: rows longer than this were not measured on in training either; None where nothing was trained.
-        today: the date that templates were told in training (ISO 8601); None where nothing was trained.
+        today: the date that templates are told (ISO 8601): the one they were told in training.
         trained: what training measured on it at its end: nats a token, and of how many; None where it did not, or with
             the base in 4 bits, which are other weights than those that are merged into.
     """
@@ -38,7 +41,7 @@ class Text:
     path: Path
     origin: str
     max_length: int | None = None
-    today: str | None = None
+    today: str = ANY_DAY.isoformat()
     trained: tuple[float, int] | None = None
 
     @property
@@ -53,8 +56,12 @@ def text_of(run: Run | None) -> Text:
     Raises:
         UserError: a run's conversations cannot be read.
     """
-    if run is None or not run.held_out.is_file():
+    if run is None:
         return Text(OWN, OWN_ORIGIN)
+    manifest = run.read_manifest()
+    today = (day_of(manifest) or ANY_DAY).isoformat()
+    if not run.held_out.is_file():
+        return Text(OWN, OWN_ORIGIN, today=today)
     try:
         conversations(run.held_out)
     except UserError as error:
@@ -62,13 +69,12 @@ def text_of(run: Run | None) -> Text:
             f"what {run.name} held out cannot be read: {error.message}",
             f"remove {run.held_out} to measure on ftllm's own conversations",
         ) from None
-    manifest = run.read_manifest()
     config, results = manifest.get("config") or {}, manifest.get("results") or {}
     origin = f"conversations held out of {run.name}"
     four_bit = config.get("load_in_4bit") or (manifest.get("base") or {}).get("four_bit")
     known = not four_bit and "eval_nll" in results and "eval_tokens" in results
     trained = (float(results["eval_nll"]), int(results["eval_tokens"])) if known else None
-    return Text(run.held_out, origin, config.get("max_length"), config.get("date"), trained)
+    return Text(run.held_out, origin, config.get("max_length"), today, trained)
 
 
 def conversations(path: Path) -> list[Conversation]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -94,7 +95,7 @@ def trained(tmp_path: Path) -> Run:
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     run.held_out.write_text(json.dumps(rows[1]) + "\n")
     entry = {"path": str(data), "use": "data", "sha256": sha256_file(data)}
-    run.write_manifest({"status": "finished", "data": [entry], "config": {"max_length": 64}})
+    run.write_manifest({"status": "finished", "data": [entry], "config": {"max_length": 64, "date": "2001-02-03"}})
     return run
 
 
@@ -111,6 +112,25 @@ def test_the_text_is_what_was_trained_on_and_not_what_was_held_out(trained: Run,
     Path(text.files[0]).write_text("{}\n")
     assert calibration.text_of(trained, said.append).files == (calibration.OWN,)
     assert "data.jsonl is gone or has changed" in said[0]
+
+
+def test_templates_that_write_the_date_are_told_the_day_of_training(
+    trained: Run, nano: Path, convert: Any, tmp_path: Path
+) -> None:
+    """Else a matrix measured tomorrow would be another one; without a run, it is the same day every day."""
+    dated = tmp_path / "dated"
+    shutil.copytree(nano, dated)
+    template = dated / "chat_template.jinja"
+    said = "{{- bos_token -}}{{- strftime_now('%Y-%m-%d') -}}"
+    template.write_text(template.read_text().replace("{{- bos_token -}}", said, 1))
+    texts = [calibration.text_of(run, lambda _: None) for run in (trained, None)]
+    with Model.load(convert(dated, None, ["Q8_0"], tmp_path)["Q8_0"], vocab_only=True) as model:
+        for text, day in zip(texts, ("2001-02-03", "2026-01-01"), strict=True):
+            rows = calibration.rows_of(calibration.Calibration.of_job(text.job()), model)
+            assert all(model.decode_text(row, special=True).startswith(f"<bos>{day}") for row in rows)
+            assert text.identity()["today"] == day
+    Path(texts[0].files[0]).write_text("{}\n")  # changed: our own text, as on that day
+    assert calibration.text_of(trained, lambda _: None).today.isoformat() == "2001-02-03"
 
 
 def test_our_own_texts_to_measure_and_to_judge_on_share_nothing() -> None:

@@ -26,7 +26,9 @@ def known(truth: Truth, nano: Path, tmp_path_factory: pytest.TempPathFactory) ->
     path = tmp_path_factory.mktemp("text") / "heldout.jsonl"
     lines = (nano / "heldout_conversations.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     path.write_text("".join(lines[:24]), encoding="utf-8")
-    texts = full.read_texts({"path": str(path), "origin": "24 conversations", "max_length": None}, nano, 2)
+    texts = full.read_texts(
+        {"path": str(path), "origin": "24 conversations", "max_length": None, "today": "2026-01-01"}, nano, 2
+    )
     seen: list[tuple[int, int]] = []
     found = FullTruth.of(texts, truth.reference, lambda done, total: seen.append((done, total)))
     assert seen[-1] == (texts.tokens, texts.tokens)
@@ -147,7 +149,9 @@ def test_a_run_knows_what_training_measured(nano: Path, tmp_path: Path) -> None:
 
 def test_a_model_without_a_template_is_measured_on_plain_text(copy_of_nano: Path, known: FullTruth) -> None:
     (copy_of_nano / "chat_template.jinja").unlink()
-    texts = full.read_texts({"path": str(OWN), "origin": "ours", "max_length": None}, copy_of_nano, 2)
+    texts = full.read_texts(
+        {"path": str(OWN), "origin": "ours", "max_length": None, "today": "2026-01-01"}, copy_of_nano, 2
+    )
     assert texts.rows == []
     assert len(texts.chunks) > 4
     assert all(chunk.ids[0] == 2 for chunk in texts.chunks)
