@@ -146,13 +146,7 @@ def from_directory(path: Path, today: date | None = None) -> DirectoryVocabulary
         raise UserError(f"{path} is not a directory", "give a model directory in Hugging Face's layout")
     if not any((path / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(f"{path} has no tokenizer", f"a model directory holds one of {', '.join(TOKENIZER_FILES)}")
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
-    except Exception as error:  # whatever broken files make of transformers
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"the tokenizer in {path} cannot be read: {reason}", "copy it again from the base") from error
+    tokenizer = tokenizer_of(path)
     template = tokenizer.chat_template
     if isinstance(template, dict):
         template = template.get("default")
@@ -173,6 +167,25 @@ def from_directory(path: Path, today: date | None = None) -> DirectoryVocabulary
         end_ids=_end_ids(tokenizer.get_vocab(), tokenizer.eos_token_id, path),
         today=today,
     )
+
+
+def tokenizer_of(path: Path) -> Any:
+    """The tokenizer in a model directory, as transformers has it.
+
+    Raises:
+        UserError: its files are damaged, or are not what transformers takes for a tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+        tokenizer("a")
+    except Exception as error:  # whatever broken files make of transformers
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        if isinstance(error, AttributeError | TypeError | LookupError):  # of JSON that holds something else
+            reason = "tokenizer.json or tokenizer_config.json holds something else"
+        raise UserError(f"the tokenizer in {path} cannot be read: {reason}", "copy it again from the base") from error
+    return tokenizer
 
 
 def _end_ids(vocabulary: Mapping[str, int], eos_id: int | None, path: Path) -> frozenset[int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ftllm.errors import UserError
+from ftllm.export.tokens import read_tokens
 from ftllm.vocabulary import _end_ids, from_directory
 
 NANO = Path("models/nano")
@@ -54,6 +55,29 @@ def test_broken_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read") as caught:
         from_directory(tmp_path)
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("name", "holds"),
+    [
+        ("tokenizer.json", {"model": 3}),
+        ("tokenizer.json", {}),
+        ("tokenizer.json", [1]),
+        ("tokenizer.json", {"model": {"type": "Nope"}}),
+        ("tokenizer.json", {"model": {"type": "WordLevel", "vocab": {}, "unk_token": "<unk>"}}),
+        ("tokenizer_config.json", 3),
+        ("tokenizer_config.json", {"tokenizer_class": 3}),
+    ],
+    ids=repr,
+)
+def test_json_that_is_no_tokenizer_is_refused_in_one_line(tmp_path: Path, name: str, holds: object) -> None:
+    """By training and by the verification of an export alike."""
+    (copy_of_nano(tmp_path) / name).write_text(json.dumps(holds))
+    for read in (from_directory, lambda path: read_tokens(path, 2048)):
+        with pytest.raises(UserError, match=r"^the tokenizer in \S+ cannot be read: [^\n]+$") as caught:
+            read(tmp_path)
+        assert (caught.value.exit_code, caught.value.hint) == (2, "copy it again from the base")
+        assert "has no attribute" not in caught.value.message
 
 
 def test_not_a_directory(tmp_path: Path) -> None:

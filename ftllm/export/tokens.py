@@ -9,6 +9,7 @@ from typing import Any
 from ftllm.errors import UserError
 from ftllm.export.samples import ANSWER, CHATS, PLAIN, POSITIONS, SHARE, Messages
 from ftllm.thoughts import tags_of
+from ftllm.vocabulary import tokenizer_of
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def read_tokens(directory: Path, embedded: int) -> Tokens:
     Raises:
         UserError: transformers cannot load it.
     """
-    tokenizer = _tokenizer(directory)
+    tokenizer = tokenizer_of(directory)
     samples = [Sample(text, encode(tokenizer, text)) for text in PLAIN]
     tail = None
     if tokenizer.chat_template:
@@ -75,19 +76,7 @@ def read_tokens(directory: Path, embedded: int) -> Tokens:
 
 def plain_ids(directory: Path, text: str) -> tuple[int, ...]:
     """Token ids of a text by the base's own tokenizer, nothing added."""
-    return encode(_tokenizer(directory), text)
-
-
-def _tokenizer(directory: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"the tokenizer in {directory} cannot be loaded: {reason}", "copy it from the original"
-        ) from None
+    return encode(tokenizer_of(directory), text)
 
 
 def encode(tokenizer: Any, text: str) -> tuple[int, ...]:

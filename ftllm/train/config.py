@@ -10,9 +10,18 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import ErrorDetails
 
 from ftllm.data import sources
@@ -57,10 +66,25 @@ def _within(share: float) -> float:
 Share = Annotated[float, BeforeValidator(_percent), AfterValidator(_within)]
 
 
+class _Switch:
+    """What stands for `true` and `false` where they are no values."""
+
+
 class Group(BaseModel):
     """A frozen set of keys; unknown ones are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _a_switch_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """`true` is 1 to Python; where no switch is expected, it is made something that nothing takes."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if annotation is bool or bool in get_args(annotation):
+            return value
+        if isinstance(value, list):
+            return [_Switch() if isinstance(item, bool) else item for item in value]
+        return _Switch() if isinstance(value, bool) else value
 
 
 class LoraConfig(Group):

@@ -110,12 +110,22 @@ def test_yaml_that_is_not_text(tmp_path: Path) -> None:
         ("eval", "150%", 'is "150%": a share of the data lies between 0 and 1 (5%), else it is a file'),
         ("data", [], "is []: it must be a list of at least 1"),
         ("data", [1], "is [1]: each must be text"),
+        ("noise.ratio", True, "is true: it must be a number"),
+        ("noise.ratio", [0.2, True], "is [0.2, true]: each must be a number"),
+        ("lora.rank", True, "is true: it must be a whole number"),
+        ("eval", False, "is false: it must be text, or a number"),
     ],
 )
 def test_wrong_values_name_their_place(key: str, value: object, message: str) -> None:
     error = refusal(GIVEN, {key: Setting(value, "test")})
     assert error.message == f"test: {key} {message}"
     assert error.hint.startswith(f"{key}: ")
+
+
+def test_no_number_is_read_from_a_switch() -> None:
+    """`true` is 1 to Python, and to pydantic."""
+    taken = {key for key in keys() if complaint(key, True) is None}
+    assert taken == {"gradient_checkpointing", "load_in_4bit", "lora.rslora", "noise.per_epoch", "noise.protect"}
 
 
 def complaint(key: str, value: object) -> str | None:
