@@ -55,13 +55,21 @@ class Lines:
         self.page = page
         self.put(self.turns, anew=True)
 
-    def redraw(self, turn: Turn) -> bool:
-        """Draw a turn that has changed; whether it is there. The others' lines move when they are looked at."""
-        self._drawn.pop(turn, None)
+    def redraw(self, turn: Turn) -> int | None:
+        """Draw a turn that has changed. The others' lines move when they are looked at.
+
+        Returns:
+            how many of its first lines look as before; None where it is not there.
+        """
+        before = self._drawn.pop(turn, [])
         if self.page is None or turn not in self.turns:
-            return False
+            return None
         self._know(self._number(turn))
-        return True
+        lines = self._drawn[turn]
+        pairs = enumerate(zip(before, lines, strict=False))
+        alike = next((i for i, (old, new) in pairs if old is not new and old != new), min(len(before), len(lines)))
+        self._drawn[turn] = [*before[:alike], *lines[alike:]]  # the very same strips: the screen knows their codes
+        return max(min(alike, len(before) - 1, len(lines) - 1), 0)  # the last line may show what can be done
 
     # Looking at it
 

@@ -6,6 +6,7 @@ named on stdin, it loads it in llama.cpp and compares. A crash of either ends th
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -52,10 +53,13 @@ def run(job: dict[str, Any], channel: Channel) -> None:
             `scratch` (a directory where they may not), and for `--verify full` `text`, see `full.read_texts`.
     """
     started = time.monotonic()
+    gc.disable()  # what is imported and made until the reference is there stays
     base = Path(job["base"])
     adapter = Path(job["adapter"]) if job["adapter"] else None
     offload = None if job["whole"] else Path(job["scratch"])
     truth = Truth.of(base, adapter, offload, alone=bool(job["text"]))
+    gc.freeze()
+    gc.enable()
     progress = Progress(channel)
     if job["text"]:
         from ftllm.export.full import FullTruth, read_texts

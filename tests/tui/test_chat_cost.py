@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
+from textual.geometry import Region
 from tui_stage import Stage
 
 from ftllm.chat.events import Loaded
 from tui.screens.talk import SHARE, rest_after
+from tui.widgets.transcript import Transcript
+
+PIECES = [
+    "word ",
+    "some more words ",
+    "**bold** ",
+    "\n\n",
+    "\n- an item\n",
+    "\n```python\nx = 1\n",
+    "\n```\n\n",
+    "\n# A\n",
+]
 
 
 def test_how_long_the_screen_rests_between_two_paints() -> None:
@@ -45,3 +60,35 @@ async def test_a_reply_that_grows_lays_nothing_out(shared: bool, monkeypatch: py
         bar = stage.transcript.vertical_scrollbar
         assert bar.window_virtual_size == stage.transcript.virtual_size.height
         assert bar.position == stage.transcript.scroll_y
+
+
+@pytest.mark.parametrize("size", [(80, 24), (50, 12)])
+async def test_what_has_not_changed_is_not_drawn_again(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    random = Random(11)
+    stage = Stage()
+    async with stage.app.run_test(size=size) as pilot:
+        stage.engine.ready()
+        await stage.settle(pilot)
+        await stage.say(pilot, "Write.")
+        transcript, rows = stage.transcript, range(stage.transcript.size.height)
+        told: list[int] = []
+        refresh = transcript.refresh
+
+        def noted(*regions: Region, **named: bool) -> Transcript:
+            told.extend(row for region in regions for row in region.line_range)
+            told.extend(() if regions else rows)
+            return refresh(*regions, **named)
+
+        monkeypatch.setattr(transcript, "refresh", noted)
+        spared = 0
+        for step in range(150):
+            if step % 40 == 25:
+                await pilot.press("pageup" if random.random() < 0.5 else "ctrl+end")
+            shown = [transcript.render_line(row).text for row in rows]
+            told.clear()
+            stage.engine.text(random.choice(PIECES))
+            await stage.settle(pilot)
+            now = [transcript.render_line(row).text for row in rows]
+            assert {row for row in rows if shown[row] != now[row]} <= set(told)
+            spared += len(set(rows) - set(told))
+    assert spared > 75 * len(rows)

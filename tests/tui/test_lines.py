@@ -64,8 +64,8 @@ def test_drawings_are_kept_until_something_changes(lines: Lines, turns: list[Blo
     lines.look_at_end(100)
     assert (lines.height, a.drawings, c.drawings) == (7, 1, 1)
     c.height = 1
-    assert lines.redraw(c)
-    assert not lines.redraw(b)
+    assert lines.redraw(c) == 0
+    assert lines.redraw(b) is None
     lines.look_at(0, 100)
     assert (lines.height, a.drawings, c.drawings) == (4, 1, 2)
     lines.put([a, c], anew=True)

@@ -133,7 +133,8 @@ class Transcript(ScrollView, can_focus=True):
 
     def redraw(self, turn: Turn, *, hold: bool = False) -> None:
         """The turn has changed; with `hold`, the first line in view stays even where the end was followed."""
-        if not self._lines.redraw(turn):
+        view = self.scroll_offset.y
+        if (alike := self._lines.redraw(turn)) is None:
             return
         self._following &= not hold
         self._arrange()
@@ -141,8 +142,8 @@ class Transcript(ScrollView, can_focus=True):
             self._following = self.at_end
         if not turn.running:
             self._show_bar()
-        if self._lines.span(turn)[0] < self.scroll_offset.y + self.size.height:
-            self._refresh_text()
+        if view == self.scroll_offset.y:  # else all of it is drawn for that
+            self._refresh_text(max(self._lines.span(turn)[0] + alike - view, 0))
 
     def redraw_all(self) -> None:
         """Every turn may have changed; the first line in view stays."""
@@ -215,9 +216,10 @@ class Transcript(ScrollView, can_focus=True):
 
     # Drawing
 
-    def _refresh_text(self) -> None:
-        """Draw the lines anew, but not the scrollbar beside them: Textual draws every widget that a region meets."""
-        self.refresh(Region(0, 0, self.scrollable_content_region.width, self.size.height))
+    def _refresh_text(self, top: int = 0) -> None:
+        """Draw the lines from `top` on anew, but not the scrollbar beside them: Textual draws what a region meets."""
+        if top < self.size.height:
+            self.refresh(Region(0, top, self.scrollable_content_region.width, self.size.height - top))
 
     def render_lines(self, crop: Region) -> list[Strip]:
         """The lines of the view within `crop`, as the screen takes them.
