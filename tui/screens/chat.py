@@ -15,7 +15,8 @@ from tui.text import counted
 from tui.turns import ReplyTurn, Turn, UserTurn
 from tui.widgets.composer import Composer
 from tui.widgets.marker import EndMarker
-from tui.widgets.transcript import Clicked, Left, Transcript
+from tui.widgets.transcript import Transcript
+from tui.widgets.transcript_messages import Clicked, Left
 
 UNDER_WAY = "A reply is under way: Esc stops it"
 

@@ -86,8 +86,7 @@ class SessionsScreen(ChoosingScreen):
 
     def _view(self, *, draft: bool) -> dict[str, object]:
         place, written = self.transcript.place, self.query_one(Composer).draft if draft else ""
-        node = self.transcript.turns[place[0]].node if place is not None else None
-        at_top = {} if place is None or node is None else {"node": node, "above": place[1]}
+        at_top = {} if place is None or place[0].node is None else {"node": place[0].node, "above": place[1]}
         return at_top | ({"draft": written} if written.strip() else {})
 
     def _show(self, session: int, node: int | None = None, *, thought: bool = False, own_model: bool = True) -> None:
@@ -104,9 +103,9 @@ class SessionsScreen(ChoosingScreen):
             return
         turns = self._turns(conversation.nodes)
         view = info.view
-        index = next((place for place, turn in enumerate(turns) if turn.node == view.get("node")), None)
+        top = next((turn for turn in turns if turn.node is not None and turn.node == view.get("node")), None)
         above = view.get("above")
-        transcript.show(turns, (index, above) if index is not None and isinstance(above, int) else None)
+        transcript.show(turns, (top, above) if top is not None and isinstance(above, int) else None)
         if another:
             self._take_up(info, own_model=own_model)
             if isinstance(draft := view.get("draft"), str):

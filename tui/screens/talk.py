@@ -34,7 +34,8 @@ from tui.widgets.composer import Composer
 from tui.widgets.keybar import KeyBar
 from tui.widgets.marker import EndMarker, View
 from tui.widgets.status import StatusLine
-from tui.widgets.transcript import Moved, Transcript
+from tui.widgets.transcript import Transcript
+from tui.widgets.transcript_messages import Moved
 
 CLOCK_SECONDS = 0.1
 """How often the clock of a thought moves when nothing else does."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from textual import events
 from textual.binding import Binding, BindingType
 from textual.geometry import Region, Size
-from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.selection import Selection
 from textual.strip import Strip
@@ -21,26 +19,7 @@ from tui.marks import highlighted, marked, welcome_line
 from tui.tools import tools_line
 from tui.turns import Turn
 from tui.widgets.bar import BarKeeper
-
-
-class Moved(Message):
-    """The end has come into view or left it."""
-
-
-class Left(Message):
-    """The person went down past the last message."""
-
-
-@dataclass
-class Clicked(Message):
-    """Something in a turn was clicked.
-
-    Its `thought`, a `branch` step, a block of `code` to copy or `save`, a `link`, or a tool that says what to `do`.
-    """
-
-    turn: Turn
-    what: str
-    value: Any
+from tui.widgets.transcript_messages import Clicked, Left, Moved
 
 
 class Transcript(ScrollView, can_focus=True):
@@ -97,17 +76,15 @@ class Transcript(ScrollView, can_focus=True):
         """What there is, to be changed by the methods only."""
         return self._lines.turns
 
-    def show(self, turns: Sequence[Turn], place: tuple[int, int] | None = None) -> None:
+    def show(self, turns: Sequence[Turn], place: tuple[Turn, int] | None = None) -> None:
         """Show these turns instead.
 
         Args:
-            place: the index of the turn at the top of the view and how many of its lines are above it; None: the end.
+            place: the turn at the top of the view and how many of its lines are above it; None: the end.
         """
         self._lines.put(turns, anew=True)
-        self.selected = None
-        known = place is not None and 0 <= place[0] < len(self.turns)
-        self._following = not known
-        self._place = (self.turns[place[0]], place[1]) if known and place is not None else None
+        self.selected, self._place = None, place
+        self._following = place is None
         self._go_to_place()
 
     def greet(self, model: str) -> None:
@@ -159,10 +136,9 @@ class Transcript(ScrollView, can_focus=True):
         return self.scroll_y >= self.max_scroll_y - 1
 
     @property
-    def place(self) -> tuple[int, int] | None:
+    def place(self) -> tuple[Turn, int] | None:
         """For `show` to come back to; None when it is the end."""
-        top = self._at_top()
-        return None if self._following or top is None else (self.turns.index(top[0]), top[1])
+        return None if self._following else self._at_top()
 
     def to_end(self) -> None:
         """Show the end and follow it."""
