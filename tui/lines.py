@@ -32,6 +32,7 @@ class Lines:
         self._heights: list[int] = []
         self._tops: list[int] = [0]  # of each turn, and the end
         self._drawn: OrderedDict[Turn, list[Strip]] = OrderedDict()
+        self._placed: dict[int, tuple[Strip, Strip]] = {}  # by line: as shown, and with its places
 
     # What there is
 
@@ -109,6 +110,15 @@ class Lines:
             self._know(index)
             height += self._heights[index]
         self._add_up()
+
+    def placed(self, line: int, strip: Strip) -> Strip:
+        """A line as it is shown, each cell marked with its place."""
+        known = self._placed.get(line)
+        if known is None or known[0] is not strip:
+            if len(self._placed) >= KEPT_LINES:
+                self._placed.clear()
+            known = self._placed[line] = strip, strip.apply_offsets(0, line)
+        return known[1]
 
     def text(self, start: tuple[int, int], end: tuple[int, int] | None = None) -> str:
         """The text from one place to another (None: the end), without the margin; a place is a line and a cell."""

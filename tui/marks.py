@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
@@ -29,6 +31,16 @@ def highlighted(strip: Strip, span: tuple[int, int], style: Style) -> Strip:
     chosen = Strip(Segment.apply_style(strip.crop(start, end), post_style=ground))
     parts = [strip.crop(0, start), chosen, strip.crop(end)]
     return Strip.join([part for part in parts if part.cell_length])
+
+
+def word_at(text: str, place: int) -> tuple[int, int]:
+    """Where the word begins and ends that has the character at `place`; signs and spaces are words of their own.
+
+    >>> word_at("The sum is 933.", 12)
+    (11, 14)
+    """
+    words = (match.span() for match in re.finditer(r"\w+|[^\w\s]+|\s+", text))
+    return next(((start, end) for start, end in words if start <= place < end), (place, place))
 
 
 def welcome_line(y: int, model: str, page: Page) -> Strip:

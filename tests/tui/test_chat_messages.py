@@ -3,49 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from textual.pilot import Pilot
 from textual.widgets import Input, Static
-from tui_stage import Stage, answers, converse, notes, shown
+from tui_stage import Stage, answer, answers, click, conversation, converse, notes, shown, told
 
 from tui.screens.path import PathScreen
 from tui.widgets.composer import Composer
 
 CODE = "First:\n\n```python\nprint(1)\n```\n\nthen\n\n```sh\nls\nls -l\n```\n"
-
-
-@asynccontextmanager
-async def conversation() -> AsyncIterator[tuple[Stage, Pilot[None]]]:
-    """A stage after one exchange."""
-    stage = Stage()
-    async with stage.app.run_test() as pilot:
-        stage.engine.ready()
-        await stage.settle(pilot)
-        await converse(stage, pilot)
-        yield stage, pilot
-
-
-async def answer(stage: Stage, pilot: Pilot[None], text: str) -> None:
-    """Let the reply under way say this."""
-    stage.engine.text(text)
-    stage.engine.done()
-    await stage.settle(pilot)
-
-
-async def click(stage: Stage, pilot: Pilot[None], text: str) -> None:
-    """Click the first cell of a text that is in view."""
-    row = stage.row(text)
-    line = stage.transcript.render_line(row).text
-    await pilot.click(stage.transcript, offset=(line.index(text), row))
-    await stage.settle(pilot)
-
-
-def told(stage: Stage) -> list[str]:
-    return [notification.message for notification in stage.app._notifications]
 
 
 def composer(stage: Stage) -> Composer:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from textual.pilot import Pilot
@@ -238,3 +239,36 @@ async def converse(stage: Stage, pilot: Pilot[None], text: str = "What is 347 + 
     stage.engine.text("The sum ", "is **933**.")
     stage.engine.done()
     await stage.settle(pilot)
+
+
+@asynccontextmanager
+async def conversation(
+    options: ChatOptions | None = None, size: tuple[int, int] = (80, 24)
+) -> AsyncIterator[tuple[Stage, Pilot[None]]]:
+    """A stage after one exchange."""
+    stage = Stage(options)
+    async with stage.app.run_test(size=size) as pilot:
+        stage.engine.ready()
+        await stage.settle(pilot)
+        await converse(stage, pilot)
+        yield stage, pilot
+
+
+async def answer(stage: Stage, pilot: Pilot[None], text: str) -> None:
+    """Let the reply under way say this."""
+    stage.engine.text(text)
+    stage.engine.done()
+    await stage.settle(pilot)
+
+
+async def click(stage: Stage, pilot: Pilot[None], text: str) -> None:
+    """Click the first cell of a text that is in view."""
+    row = stage.row(text)
+    line = stage.transcript.render_line(row).text
+    await pilot.click(stage.transcript, offset=(line.index(text), row))
+    await stage.settle(pilot)
+
+
+def told(stage: Stage) -> list[str]:
+    """The notifications."""
+    return [notification.message for notification in stage.app._notifications]

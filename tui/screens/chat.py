@@ -113,6 +113,12 @@ class ChatScreen(TakingScreen):
             self.composer.focus()
             self.composer.insert(event.character)
 
+    def on_paste(self, event: events.Paste) -> None:
+        """What is pasted while reading is meant for the composer, too."""
+        if isinstance(self.focused, Transcript):
+            self.composer.focus()
+            self.composer.insert(event.text)
+
     # Reading
 
     def action_toggle_thoughts(self) -> None:

@@ -17,6 +17,8 @@ class View(Container):
 class EndMarker(Static):
     """Leads back to the end of the transcript."""
 
+    ALLOW_SELECT = False
+
     class Pressed(Message):
         """The person wants to go to the end."""
 

@@ -7,15 +7,15 @@ from typing import ClassVar
 
 from textual import events
 from textual.binding import Binding, BindingType
-from textual.geometry import Region, Size
+from textual.geometry import Offset, Region, Size
 from textual.scroll_view import ScrollView
 from textual.selection import Selection
 from textual.strip import Strip
 from textual.widget import Widget
 
-from tui.lines import KEPT_LINES, Lines
+from tui.lines import Lines
 from tui.look import NAMES, Look, Page
-from tui.marks import highlighted, marked, welcome_line
+from tui.marks import highlighted, marked, welcome_line, word_at
 from tui.tools import tools_line
 from tui.turns import Turn
 from tui.widgets.bar import BarKeeper
@@ -65,7 +65,6 @@ class Transcript(ScrollView, can_focus=True):
         self._following = True
         self._own_scroll = False
         self._told_at_end: bool | None = None
-        self._placed: dict[int, tuple[Strip, Strip]] = {}  # by line: as drawn, and marked with its place
         self._bar = BarKeeper()
         self._place: tuple[Turn, int] | None = None  # what to show at the top once the size is known
 
@@ -214,13 +213,7 @@ class Transcript(ScrollView, can_focus=True):
 
     def render_line(self, y: int) -> Strip:
         """A line of the view, each cell marked with its place, by which the mouse selects."""
-        line, strip = self.scroll_offset.y + y, self._line(y)
-        known = self._placed.get(line)
-        if known is None or known[0] is not strip:
-            if len(self._placed) >= KEPT_LINES:
-                self._placed.clear()
-            known = self._placed[line] = strip, strip.apply_offsets(0, line)
-        return known[1]
+        return self._lines.placed(self.scroll_offset.y + y, self._line(y))
 
     def _line(self, y: int) -> Strip:
         page, line = self._lines.page, self.scroll_offset.y + y
@@ -281,12 +274,14 @@ class Transcript(ScrollView, can_focus=True):
     def _resize(self) -> None:
         """Be as high as the turns are. Only where the scrollbar comes or goes is the whole screen laid out again."""
         size = Size(self.scrollable_content_region.width, self._lines.height)
-        if self.virtual_size == size:
-            return
         if self.virtual_size.width != size.width or self.show_vertical_scrollbar != (size.height > self.size.height):
             self.virtual_size = size
-            return
-        self.set_reactive(Widget.virtual_size, size)
+        else:
+            self.set_reactive(Widget.virtual_size, size)
+            self._show_bar()
+
+    def watch_show_vertical_scrollbar(self) -> None:
+        """The scrollbar has come, at a place that it was not told of."""
         self._show_bar()
 
     def _show_bar(self) -> None:
@@ -339,15 +334,20 @@ class Transcript(ScrollView, can_focus=True):
             self._arrange()
 
     def on_click(self, event: events.Click) -> None:
-        """What was clicked is for the screen to act on."""
-        if (found := self._lines.at(self.scroll_offset.y + event.y)) is None:
-            return
+        """What was clicked is for the screen to act on; a second click selects a word."""
+        event.prevent_default()  # Textual would select everything with a second one
+        if (found := self._lines.at(self.scroll_offset.y + event.y)) is None or self.text_selection is not None:
+            return  # a drag that selects ends in a click to Textual, too
         targets = {**event.style.meta, **({"link": event.style.link} if event.style.link else {})}
         for what in ("thought", "branch", "code", "save", "do", "link"):
             if what in targets:
                 event.stop()
                 self.post_message(Clicked(found[0], what, targets[what]))
                 return
+        place = self.screen.get_widget_and_offset_at(event.screen_x, event.screen_y)[1]
+        if event.chain == 2 and place is not None:
+            start, end = word_at(self.render_line(event.y).text, place.x)
+            self.screen.selections = {self: Selection(Offset(start, place.y), Offset(end, place.y))}
 
     def on_mouse_move(self, event: events.MouseMove) -> None:
         """The message under the mouse offers its tools, unless another is selected."""
