@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import accumulate
 
+from textual.selection import Selection
 from textual.strip import Strip
 
 from tui.look import Page
@@ -119,6 +120,11 @@ class Lines:
                 self._placed.clear()
             known = self._placed[line] = strip, strip.apply_offsets(0, line)
         return known[1]
+
+    def selected(self, selection: Selection) -> str:
+        """The text of a selection; an end that it does not name is that of everything."""
+        start, end = selection.start, selection.end
+        return self.text(start.transpose if start is not None else (0, 0), end.transpose if end is not None else None)
 
     def text(self, start: tuple[int, int], end: tuple[int, int] | None = None) -> str:
         """The text from one place to another (None: the end), without the margin; a place is a line and a cell."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from textual import events
 from textual.pilot import Pilot
-from textual.scrollbar import ScrollBar
 from tui_stage import STEPS, Stage, answer, answers, click, conversation
 
+from ftllm.chat import store as chats
+from ftllm.chat.session import ChatMessage
 from tui.screens.path import PathScreen
 from tui.widgets.composer import Composer
 
@@ -91,23 +92,37 @@ async def test_a_drag_that_ends_on_a_link_opens_nothing(monkeypatch: pytest.Monk
         assert opened == ["https://one.example"]
 
 
-async def test_the_scrollbar_is_dragged() -> None:
+@pytest.mark.parametrize("running", [True, False])
+async def test_the_scrollbar_is_dragged_and_clicked(running: bool) -> None:
     async with conversation() as (stage, pilot):
-        await answer_long(stage, pilot)
-        transcript = stage.transcript
-        bar = transcript.vertical_scrollbar
-        assert isinstance(bar, ScrollBar)
-        assert transcript.at_end
+        await stage.say(pilot, "Write.")
+        stage.engine.text("\n\n".join(f"line {number}" for number in range(60)))
+        await stage.settle(pilot)
+        if not running:
+            stage.engine.done()
+            await stage.settle(pilot)
+        transcript, bar = stage.transcript, stage.transcript.vertical_scrollbar
         top, bottom, x = bar.region.y, bar.region.bottom - 1, bar.region.x
+        assert transcript.at_end
         await drag(stage, pilot, (x, bottom), (x, top))
-        await stage.until(pilot, lambda: transcript.scroll_y == 0)
+        assert transcript.scroll_y == 0
         await drag(stage, pilot, (x, top), (x, bottom))
-        await stage.until(pilot, lambda: transcript.at_end)
+        assert transcript.at_end
+        await drag(stage, pilot, (x, top), (x, top))
+        assert transcript.scroll_y == transcript.max_scroll_y - transcript.scrollable_content_region.height
 
 
-async def answer_long(stage: Stage, pilot: Pilot[None]) -> None:
-    await stage.say(pilot, "Write.")
-    await answer(stage, pilot, "\n\n".join(f"line {number}" for number in range(60)))
+async def test_a_session_opens_with_its_scrollbar_in_place() -> None:
+    stage = Stage()
+    info = chats.create_session(stage.store, title="Long")
+    asked = chats.add_user(stage.store, info.id, "Write.", after=None)
+    text = "\n\n".join(f"line {number}" for number in range(60))
+    chats.add_message(stage.store, info.id, ChatMessage("assistant", text), after=asked.id)
+    async with stage.app.run_test() as pilot:
+        stage.screen.open_session(info.id)
+        await pilot.pause()
+        assert stage.transcript.at_end
+        assert stage.transcript.vertical_scrollbar.position == stage.transcript.scroll_y > 0
 
 
 async def test_what_is_pasted_goes_to_the_composer_wherever_the_focus_is() -> None:

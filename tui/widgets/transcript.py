@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from textual import events
 from textual.binding import Binding, BindingType
@@ -290,10 +290,14 @@ class Transcript(ScrollView, can_focus=True):
             height, window = self.virtual_size.height, self.size.height
             self._bar.show(self.vertical_scrollbar, self.scroll_y, window, height, growing=growing)
 
+    def scroll_to(self, *place: Any, **options: Any) -> None:
+        """At once, by the scrollbar too: Textual fails where what moves by itself is moved on, to hold a line."""
+        super().scroll_to(*place, **{**options, "animate": False})
+
     def _scroll(self, y: float) -> None:
         self._own_scroll = True
         try:
-            self.scroll_to(y=max(y, 0), animate=False, force=True)
+            self.scroll_to(y=max(y, 0), force=True)
         finally:
             self._own_scroll = False
 
@@ -368,11 +372,7 @@ class Transcript(ScrollView, can_focus=True):
 
     def get_selection(self, selection: Selection) -> tuple[str, str] | None:
         """The text of a selection, without the margin."""
-        if self._lines.page is None or not self.turns:
-            return None
-        start = selection.start.transpose if selection.start is not None else (0, 0)
-        end = selection.end.transpose if selection.end is not None else None
-        return self._lines.text(start, end), "\n"
+        return (self._lines.selected(selection), "\n") if self._lines.page is not None and self.turns else None
 
     def selection_updated(self, selection: Selection | None) -> None:
         """Show it."""
