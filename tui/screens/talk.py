@@ -16,6 +16,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.containers import Container
 from textual.content import Content
+from textual.css.query import NoMatches
 from textual.screen import Screen
 from textual.widgets import Static
 
@@ -146,21 +147,29 @@ class TalkScreen(Screen[None]):
     # The engine's events
 
     async def _follow(self) -> None:
-        """Take the engine's events as they come; paint what they change a few times a second."""
-        while True:
-            if self._inbox.empty:
-                self._show_figures()
-            await self._inbox.wait(CLOCK_SECONDS if self._turn and self._turn.live_thought else None)
-            began, used = time.perf_counter(), time.thread_time()
-            for event in self._inbox.drain():
-                self._take(event)
-            if self._turn is not None:
-                self.transcript.redraw(self._turn)
-            self._blink(self._turn is None or not self._shares_cores)
-            await self._drawn()
-            self._show_figures(unless_since=began - FIGURES_SECONDS)  # not together: all between would be drawn too
-            took, used = time.perf_counter() - began, time.thread_time() - used
-            await asyncio.sleep(rest_after(took, used if self._shares_cores else 0.0))
+        """Take the engine's events as they come, until the program leaves."""
+        try:
+            while True:
+                await self._follow_once()
+        except NoMatches:
+            if self.app.is_running:  # else parts of the screen have gone before it
+                raise
+
+    async def _follow_once(self) -> None:
+        """Wait for events and take them; paint what they change a few times a second."""
+        if self._inbox.empty:
+            self._show_figures()
+        await self._inbox.wait(CLOCK_SECONDS if self._turn and self._turn.live_thought else None)
+        began, used = time.perf_counter(), time.thread_time()
+        for event in self._inbox.drain():
+            self._take(event)
+        if self._turn is not None:
+            self.transcript.redraw(self._turn)
+        self._blink(self._turn is None or not self._shares_cores)
+        await self._drawn()
+        self._show_figures(unless_since=began - FIGURES_SECONDS)  # not together: all between would be drawn too
+        took, used = time.perf_counter() - began, time.thread_time() - used
+        await asyncio.sleep(rest_after(took, used if self._shares_cores else 0.0))
 
     def _blink(self, blinking: bool) -> None:
         """Let the cursor blink, or stand still where each change of it takes time from the engine."""
