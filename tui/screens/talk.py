@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from inspect import Signature
 from pathlib import Path
 from types import MappingProxyType
 
@@ -50,9 +49,6 @@ FIGURES_SECONDS = 1.0
 SHARE = 0.015
 """Of the time, for painting while the engine computes on every processor: its threads wait for one another, so what
 one of them loses to the screen, all lose."""
-
-NO_ARGUMENTS = Signature()
-"""Textual looks at the signature of what it calls, each time; working it out took a twentieth of a paint."""
 
 
 def rest_after(paint_seconds: float, taken_seconds: float = 0.0) -> float:
@@ -180,12 +176,7 @@ class TalkScreen(Screen[None]):
     async def _drawn(self) -> None:
         """Until the screen has been drawn."""
         drawn = asyncio.Event()
-
-        def tell() -> None:
-            drawn.set()
-
-        tell.__signature__ = NO_ARGUMENTS  # type: ignore[attr-defined]
-        if self.call_after_refresh(tell):
+        if self.call_after_refresh(drawn.set):
             with suppress(TimeoutError):
                 await asyncio.wait_for(drawn.wait(), 1)
 
