@@ -24,6 +24,13 @@ Write = Callable[[Any], None]  # what writes a converter's model
 # Gemma 3's vision part: transformers 5 drops a level of its names and adds one in front; upstream's converter knows
 # those of transformers 4, which Google's checkpoints have.
 SIGLIP = re.compile(r"^(?:model\.)?vision_tower\.(?:vision_model\.)?(?=(?:embeddings|encoder|post_layernorm|head)\.)")
+# Projectors whose first converters took the two matrices of a vision layer's MLP for each other. llama.cpp swaps them
+# back where the second reads vectors of the tower's width, which of a square MLP both do (`is_ffn_swapped` in
+# tools/mtmd/clip.cpp; the names are clip-impl.h's).
+SWAPPING = {
+    "mlp", "mlp_norm", "ldp", "ldpv2", "qwen2vl_merger", "qwen2.5vl_merger", "exaone4_5", "adapter", "gemma3",
+    "idefics3", "resampler", "minicpmv4_6",
+}  # fmt: skip
 GEMMA_PROJECTOR = re.compile(r"^(?:model\.)?multi_modal_projector\.")
 
 
@@ -44,6 +51,8 @@ def run(job: dict[str, Any], channel: Channel) -> None:
         """Say how large the file will be, and write it when told to."""
         model.prepare_tensors()
         model.prepare_metadata(vocab_only=False)
+        if job["what"] == "projector":
+            require_no_swap(model.gguf_writer)
         add_values(model.gguf_writer, job["values"])
         channel.send("plan", bytes=size_of(model.gguf_writer))
         channel.receive()
@@ -159,6 +168,24 @@ def write_projector(job: dict[str, Any], path: Path, write: Write) -> list[str]:
     if not job["check"]:
         return []
     return missing_vision_tensors(path, list(model.model_tensors)) or unloadable(path, Path(job["model"]))
+
+
+def require_no_swap(writer: Any) -> None:
+    """Refuse a vision tower that llama.cpp would compute wrongly, without a word.
+
+    Raises:
+        UserError: the MLP in its layers is square, and of a kind of projector that llama.cpp mends (`SWAPPING`).
+    """
+    values = {key: value.value for key, value in writer.kv_data[0].items()}
+    kind = str(values.get("clip.projector_type") or values.get("clip.vision.projector_type"))
+    width = values.get("clip.vision.embedding_length")
+    for name, info in writer.tensors[0].items():
+        if kind in SWAPPING and re.fullmatch(r"v\.blk\.\d+\.ffn_down\.weight", name) and info.shape[-1] == width:
+            raise UserError(
+                f"its vision layers have square MLPs ({width} to {width}), whose two matrices llama.cpp takes for each"
+                f" other in projectors of the kind {kind}: it would see something else, without a word",
+                "leave --mmproj out; llama.cpp cannot run this vision part as it is",
+            )
 
 
 def unloadable(path: Path, beside: Path) -> list[str]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import make
+from tiny_models import KINDS, make
 from tiny_vision import write_png
 
 from ftllm.errors import UserError
@@ -96,6 +97,22 @@ def in_transformers(base: Path, colours: list[tuple[int, int, int]], before: lis
             output = model(input_ids=ids, pixel_values=values, token_type_ids=kinds)
         found.append(output.logits[0, -1].numpy())
     return found
+
+
+def test_a_square_vision_mlp_is_refused(converter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp would swap its halves: logits of such a model differed by 0.66 instead of 0.003."""
+    del converter
+    kind = KINDS["gemma3-vision-5"]
+    tower = kind.config["vision_config"]
+    square = {**kind.config, "vision_config": {**tower, "intermediate_size": tower["hidden_size"]}}
+    monkeypatch.setitem(KINDS, "gemma3-vision-5", replace(kind, config=square))
+    base = make("gemma3-vision-5", tmp_path).base
+    done = ftllm("export", base, "--quant", "F32", "--mmproj", "--out", tmp_path / "out", "--dry-run", "--offline")
+    assert done.returncode == 2
+    width = tower["hidden_size"]
+    assert f"error: its vision layers have square MLPs ({width} to {width})" in done.stderr
+    assert "in projectors of the kind gemma3" in done.stderr
+    assert "hint: leave --mmproj out" in done.stderr
 
 
 def test_names_of_both_versions() -> None:
