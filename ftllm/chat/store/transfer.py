@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
-from ftllm.chat.options import ReplyOptions
+from ftllm.chat.options import LoadSettings, ReplyOptions
 from ftllm.chat.remote import is_address
 from ftllm.chat.session import ChatMessage, OneThought, StopReason, ThoughtEnd, thought_title
 from ftllm.chat.store.database import Store
@@ -19,6 +19,7 @@ from ftllm.chat.store.images import keep_bytes
 from ftllm.chat.store.messages import Author, Node, add_message, all_nodes, show_node, shown, stats_from
 from ftllm.chat.store.sessions import (
     SessionInfo,
+    Settings,
     create_session,
     get_session,
     rename_session,
@@ -96,6 +97,7 @@ def to_json(store: Store, session: int) -> dict[str, Any]:
         "title": info.title,
         "system": info.system,
         "model": info.model,
+        "load": json.loads(settings_to_json(info.load)),
         "options": json.loads(settings_to_json(info.options)),
         "created": info.created,
         "updated": info.updated,
@@ -146,7 +148,8 @@ def from_json(store: Store, value: object, source: str = "the session") -> Sessi
                 title=_text(value, "title"),
                 system=_text(value, "system") or None,
                 model="" if is_address(model := _text(value, "model")) else model,
-                options=_options(value.get("options") or {}),
+                load=_settings(LoadSettings, value.get("load") or {}),
+                options=_settings(ReplyOptions, value.get("options") or {}),
             )
             free = db.execute("SELECT 1 FROM sessions WHERE uid = ?", (_text(value, "uid"),)).fetchone() is None
             ids: dict[int, int] = {}
@@ -270,16 +273,16 @@ def _author_from_json(value: Mapping[str, Any]) -> Author:
     return Author(
         _text(value, "model"),
         _text(value, "model_hash"),
-        None if options is None else _options(options),
+        None if options is None else _settings(ReplyOptions, options),
     )
 
 
-def _options(value: Mapping[str, Any]) -> ReplyOptions:
-    """Options from another's file: each of its type, unknown ones left out."""
+def _settings(kind: type[Settings], value: Mapping[str, Any]) -> Settings:
+    """Settings from another's file: each of its type, unknown ones left out."""
     from pydantic import TypeAdapter
 
-    given = json.dumps(asdict(settings_from_json(ReplyOptions, json.dumps(value))))
-    return TypeAdapter(ReplyOptions).validate_json(given, strict=True)
+    given = json.dumps(asdict(settings_from_json(kind, json.dumps(value))))
+    return TypeAdapter(kind).validate_json(given, strict=True)
 
 
 def _text(value: Mapping[str, Any], key: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from ftllm.chat import store as chats
 from ftllm.chat.events import Stats
-from ftllm.chat.options import ReplyOptions
+from ftllm.chat.options import LoadSettings, ReplyOptions
 from ftllm.chat.session import ChatMessage, OneThought
 from ftllm.chat.store import Author, Node, Store
 from ftllm.errors import UserError
@@ -28,7 +28,9 @@ def store() -> Iterator[Store]:
 @pytest.fixture
 def session(store: Store) -> int:
     """Two answers to one question, the first of them shown."""
-    info = chats.create_session(store, system="Be brief.", model="nano.gguf", options=ReplyOptions(top_k=3))
+    load = LoadSettings(n_ctx=512, gpu_layers=4, adapters=(("a.gguf", 0.5), ("b.gguf", 1.0)), mmproj="eyes.gguf")
+    options = ReplyOptions(top_k=3)
+    info = chats.create_session(store, system="Be brief.", model="nano.gguf", load=load, options=options)
     asked = chats.add_user(store, info.id, "What is 6 * 7?", after=None)
     author = Author("models/nano.gguf", "abc", ReplyOptions(seed=1))
     thoughts = (OneThought("6 * 7", 7.0, 4, "budget", 0), OneThought("= 42", 0.4, 3, "closed", 1))
@@ -72,7 +74,8 @@ def test_json_comes_back_as_it_was(store: Store, session: int, tmp_path: Path) -
         info = chats.import_session(other, path)
         old = chats.get_session(store, session)
         assert (info.uid, info.title, info.system, info.model) == (old.uid, old.title, old.system, old.model)
-        assert (info.options, info.created, info.updated) == (old.options, old.created, old.updated)
+        assert (info.load, info.options) == (old.load, old.options)
+        assert (info.created, info.updated) == (old.created, old.updated)
         assert bare(chats.all_nodes(other, info.id)) == bare(chats.all_nodes(store, session))
         assert bare(chats.shown(other, info.id)) == bare(chats.shown(store, session))
         assert chats.to_json(other, info.id) == chats.to_json(store, session)
@@ -134,6 +137,17 @@ def test_a_file_does_not_choose_an_endpoint(store: Store, session: int) -> None:
     assert chats.shown(store, info.id)[1].author.model == "https://elsewhere.example/v1 model"  # as it was said
 
 
+def test_a_file_from_before_says_nothing_of_loading(store: Store, session: int) -> None:
+    value = whole(store, session)
+    assert value.pop("load") == {
+        "n_ctx": 512,
+        "gpu_layers": 4,
+        "adapters": [["a.gguf", 0.5], ["b.gguf", 1.0]],
+        "mmproj": "eyes.gguf",
+    }
+    assert chats.from_json(store, value).load == LoadSettings()
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
@@ -149,6 +163,9 @@ def test_a_file_does_not_choose_an_endpoint(store: Store, session: int) -> None:
         ({"title": 3}, "title is not text"),
         ({"system": {"a": 1}}, "system"),
         ({"options": {"top_k": "many"}}, "top_k"),
+        ({"load": {"n_ctx": "long"}}, "n_ctx"),
+        ({"load": {"adapters": ["a.gguf"]}}, "not a whole session"),
+        ({"load": 3}, "not a whole session"),
         ({"created": "yesterday"}, "yesterday"),
         ({"shown": [9]}, "not a whole session"),
         ({"format": "something else", "messages": []}, "'messages' is empty"),
