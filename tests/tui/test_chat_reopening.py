@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -177,6 +178,40 @@ async def test_what_is_written_waits_or_is_edited_stays_with_its_session(other: 
         await pilot.press("f6")
         assert composer.text == "next\n\nlater"  # it goes along to a new session
         assert chats.get_session(stage.store, here.id).view == {}
+
+
+@pytest.mark.parametrize("keys", [("ctrl+q",), ("ctrl+c", "ctrl+c")])
+async def test_what_was_written_before_there_was_a_session_is_there_next_time(keys: tuple[str, ...]) -> None:
+    first = Stage(HERE)
+    async with first.app.run_test() as pilot:
+        await first.say(pilot, "waits for the model")
+        await pilot.press(*"and more", *keys)
+    assert chats.list_sessions(first.store) == []
+    held(first, MODEL)
+    named = Stage(replace(HERE, session="Before"), store=first.store)
+    async with named.app.run_test() as pilot:
+        assert named.screen.query_one(Composer).text == ""
+    again = Stage(HERE, store=first.store)
+    async with again.app.run_test() as pilot:
+        composer = again.screen.query_one(Composer)
+        assert composer.text == "waits for the model\n\nand more"
+        await begun(again, pilot)
+        await pilot.press(*"its own")
+        await pilot.press("ctrl+q")
+    last = Stage(HERE, store=first.store)
+    async with last.app.run_test() as pilot:
+        assert last.screen.query_one(Composer).text == ""
+
+
+async def test_what_is_written_before_there_is_a_session_goes_along_to_another_one() -> None:
+    stage = Stage(HERE)
+    before = held(stage, MODEL)
+    async with stage.app.run_test() as pilot:
+        stage.engine.ready()
+        await pilot.press(*"hm")
+        await open_(stage, pilot, before)
+        assert stage.screen.query_one(Composer).text == "hm"
+        assert chats.take_draft(stage.store) == ""
 
 
 async def test_ctrl_c_asks_before_what_is_written_is_lost() -> None:

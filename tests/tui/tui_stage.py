@@ -28,7 +28,7 @@ from ftllm.chat.events import (
 )
 from ftllm.chat.options import ChatOptions, LoadSettings, ReplyOptions, SamplingOptions
 from ftllm.chat.remote import Target
-from ftllm.chat.store import memory_store
+from ftllm.chat.store import Store, memory_store
 from ftllm.errors import WorkError
 from tui.app import ChatApp
 from tui.inbox import Inbox
@@ -145,11 +145,17 @@ class Replay:
 class Stage:
     """The application over a replayed engine."""
 
-    def __init__(self, options: ChatOptions | None = None, notice: str = "", model: Target = MODEL) -> None:
+    def __init__(
+        self,
+        options: ChatOptions | None = None,
+        notice: str = "",
+        model: Target = MODEL,
+        store: Store | None = None,
+    ) -> None:
         self.clock = Clock()
         inbox = Inbox()
         self.engine = Replay(inbox, self.clock)
-        self.store = memory_store()
+        self.store = store or memory_store()
         setup = Setup(self.engine, inbox, self.store, model, options or ChatOptions(), self.clock, notice)
         self.app = ChatApp(setup)
 

@@ -35,12 +35,17 @@ class SessionsScreen(ChoosingScreen):
     _deleted: Sequence[Callable[[], None]] = ()  # each brings something back, the last deleted last
 
     def _go_on(self) -> None:
-        """Show the session that was asked for by name, in the way that was asked for."""
+        """Show the session that was asked for by name, in the way that was asked for; else what was not sent before."""
         named = self._options.session
         found = chats.find_session(self.conversation.store, named) if named else None
         if found is not None:
             self._show(found.id, own_model=False)
             self.conversation.change(system=self._options.system or "", options=self._options.reply)
+            return
+        try:
+            self.query_one(Composer).give_back(chats.take_draft(self.conversation.store))
+        except UserError as error:
+            self._tell(error)
 
     @property
     def sidebar(self) -> Sidebar | None:
@@ -72,20 +77,24 @@ class SessionsScreen(ChoosingScreen):
         """
         self._return_queue()
         info = self.conversation.info
-        if info is None:
-            return
+        written = self.query_one(Composer).draft if draft else ""
         try:
-            self.conversation.keep_view(self._view(draft=draft))
+            if info is not None:
+                self.conversation.keep_view(self._view(written))
+            elif written.strip():
+                chats.keep_draft(self.conversation.store, written)
         except UserError as error:
             self._tell(error)
+        if info is None:
+            return
         if self.busy:
             self._talker.stop()
         if (self._unkept or self.busy) and isinstance(self.conversation.model, Path):
             self._unkept = False
             self._loader.save_state(state_file(info.uid))
 
-    def _view(self, *, draft: bool) -> dict[str, object]:
-        place, written = self.transcript.place, self.query_one(Composer).draft if draft else ""
+    def _view(self, written: str) -> dict[str, object]:
+        place = self.transcript.place
         at_top = {} if place is None or place[0].node is None else {"node": place[0].node, "above": place[1]}
         return at_top | ({"draft": written} if written.strip() else {})
 
@@ -126,7 +135,7 @@ class SessionsScreen(ChoosingScreen):
         """
         composer = self.query_one(Composer)
         composer.end_edit()
-        self.leave(draft=draft)
+        self.leave(draft=draft and self.conversation.info is not None)
         if draft and self.conversation.info is not None:
             composer.clear()
 

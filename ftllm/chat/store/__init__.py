@@ -24,6 +24,7 @@ What the model sees is `session.context_of(system, [node.message for node in sho
     search              search(store, "carry 17"): hits with a snippet and the places to mark in it;
                         show_node(store, hit.node) brings its branch up before shown()
     export, import      export_session(store, session, Path("x.md" or "x.json")), import_session(store, path)
+    unsent text         a session's is in its view; keep_draft(store, text) and take_draft(store) before there is one
     scroll place        change_session(store, session, view={"scroll": 120}); info.view has it again
 
 Nothing is overwritten by any of these but a reply that is continued. Every function takes well under a millisecond
@@ -33,6 +34,7 @@ person saw, and each goes on on a branch of its own.
 """
 
 from ftllm.chat.store.database import DamagedError, Recovery, Store, default_path, memory_store, open_store
+from ftllm.chat.store.drafts import keep_draft, take_draft
 from ftllm.chat.store.messages import (
     Author,
     Node,
@@ -95,6 +97,7 @@ __all__ = [
     "get_node",
     "get_session",
     "import_session",
+    "keep_draft",
     "last_of",
     "list_sessions",
     "memory_store",
@@ -108,6 +111,7 @@ __all__ = [
     "show_node",
     "shown",
     "step_branch",
+    "take_draft",
     "to_json",
     "to_markdown",
     "update_message",

@@ -89,6 +89,9 @@ MIGRATIONS = (
     """
     ALTER TABLE messages ADD COLUMN thoughts TEXT NOT NULL DEFAULT '[]';  -- JSON: OneThought each, of several
     """,
+    """
+    CREATE TABLE drafts(id INTEGER PRIMARY KEY, text TEXT NOT NULL);  -- written while there was no session
+    """,
 )
 
 

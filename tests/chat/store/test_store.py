@@ -198,6 +198,12 @@ def test_what_was_deleted_a_month_ago_is_removed_at_opening(store: Store, tmp_pa
             assert db.execute("SELECT count(*) FROM messages").fetchone() == (0,)
 
 
+def test_drafts_are_taken_once_the_last_one_first(store: Store) -> None:
+    chats.keep_draft(store, "one")
+    chats.keep_draft(store, "two\nlines")
+    assert [chats.take_draft(store) for _ in range(3)] == ["two\nlines", "one", ""]
+
+
 def test_a_newer_versions_file_is_left_alone(store: Store, tmp_path: Path) -> None:
     with store.writing() as db:
         db.execute("PRAGMA user_version = 99")
