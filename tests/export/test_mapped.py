@@ -38,7 +38,11 @@ def checkpoint(request: pytest.FixtureRequest, nano: Path, tmp_path: Path) -> Pa
     return tmp_path / "base"
 
 
-def test_it_predicts_what_a_model_in_float32_predicts(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("few", [POSITIONS + 1, 1], ids=["few", "many"])
+def test_it_predicts_what_a_model_in_float32_predicts(
+    few: int, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mapped, "FEW", few)
     monkeypatch.setattr(mapped, "SMALL", 128)  # so that all matrices are mapped
     monkeypatch.setattr(mapped, "PIECE", 1000)  # and taken in several pieces
     reference = Reference(checkpoint, None)

@@ -1,0 +1,86 @@
+"""A LoRA on single experts, as checkpoints hold them, in a model of transformers, which holds a layer's in one piece.
+
+Where an expert's matrix went is not taken from any list of names: its values are looked for among those of its layer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from ftllm.export.checkpoint import read_header, weight_files
+
+EXPERT = re.compile(r"(?P<layer>.*\.layers\.\d+\.).*\.experts\.(?P<number>\d+)\.")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an expert's matrix lies: `rows` of expert `number` in a parameter `[experts, rows, in]` of a module."""
+
+    module: Any
+    parameter: str
+    number: int
+    rows: slice
+
+
+def place_of(model: Any, checkpoint: Path, layer: str) -> Place | None:
+    """Where `layer` of a checkpoint, such as `model.layers.0.mlp.experts.3.up_proj`, is in the model; None: nowhere."""
+    match = EXPERT.match(layer)
+    matrix = _read(checkpoint, layer + ".weight")
+    if match is None or matrix is None:
+        return None
+    number = int(match["number"])
+    for module, name, parameter in _fused(model, match["layer"]):
+        if parameter.shape[0] <= number or parameter.shape[2] != matrix.shape[1]:
+            continue
+        for start in range(0, parameter.shape[1] - len(matrix) + 1, len(matrix)):
+            rows = slice(start, start + len(matrix))
+            if torch.equal(parameter[number, rows].float(), matrix.float()):
+                return Place(module, name, number, rows)
+    return None
+
+
+def change(module: Any, changes: Sequence[tuple[Place, torch.Tensor, torch.Tensor, float]]) -> None:
+    """Have a module compute with `scale * b @ a` added to its matrices, each at its place."""
+    kept: dict[str, Any] = {}
+
+    def add(module: Any, _inputs: Any) -> None:
+        for name in {place.parameter for place, *_ in changes} - set(getattr(module, "stored", {})):
+            kept[name] = module._parameters[name]  # what is mapped is a copy now, made for this run of the module alone
+            module._parameters[name] = torch.nn.Parameter(kept[name].detach().clone(), requires_grad=False)
+        for place, a, b, scale in changes:
+            module._parameters[place.parameter].data[place.number, place.rows].addmm_(b, a, alpha=scale)
+
+    def put_back(module: Any, _inputs: Any, _output: Any) -> None:
+        module._parameters.update(kept)
+
+    module.register_forward_pre_hook(add)
+    module.register_forward_hook(put_back)
+
+
+def _fused(model: Any, layer: str) -> Iterator[tuple[Any, str, torch.Tensor]]:
+    """The parameters of a layer that hold a matrix for each expert, with their modules and names."""
+    number = layer.rstrip(".").rpartition(".")[2]
+    for path, module in model.named_modules():
+        if not re.search(rf"\.layers\.{number}\.", path + "."):
+            continue
+        stored = getattr(module, "stored", {})
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.ndim == 3 and not parameter.is_meta:
+                yield module, name, stored.get(name, parameter).detach()
+
+
+def _read(checkpoint: Path, name: str) -> torch.Tensor | None:
+    """A tensor of a checkpoint; None where it has none of that name."""
+    for path in weight_files(checkpoint):
+        if name in read_header(path):
+            with safe_open(path, framework="pt") as shard:
+                found: torch.Tensor = shard.get_tensor(name)
+                return found
+    return None
