@@ -19,7 +19,6 @@ from ftllm.export.checkpoint import Tensors, read_header, read_json
 PREFIX = "base_model.model."
 # A layer as a whole: peft saves an output layer beside a LoRA on it, and embeddings that it takes for resized.
 WHOLE = re.compile(r"(.+?)(\.base_layer)?\.weight")
-EXPERT = re.compile(r"\.experts\.\d+\.")
 FLOATS = {"F64", "F32", "F16", "BF16"}
 # Settings that only matter to training, or that `scale` and `merge` follow.
 UNDERSTOOD = {
@@ -101,20 +100,6 @@ def read_adapter(directory: Path) -> Adapter:
     }
     pairs = _pairs({name: value for name, value in header.items() if name not in copies.values()}, config, weights)
     return Adapter(weights, pairs, bool(config.get("fan_in_fan_out")), config, copies)
-
-
-def check_verifiable(adapter: Adapter) -> None:
-    """Refuse what can be merged and not compared: transformers 5 holds experts in one piece, whatever the checkpoint.
-
-    Raises:
-        UserError: a LoRA on experts one by one, as transformers 4 had them.
-    """
-    expert = next((pair.module for pair in adapter.pairs if EXPERT.search(pair.module)), None)
-    if expert is not None:
-        raise UserError(
-            f"{adapter.weights}: LoRA on experts one by one ({expert}) can be merged, but not verified",
-            f"--verify none merges it; or {ELSEWHERE}",
-        )
 
 
 def check_config(config: dict[str, Any], path: Path) -> None:

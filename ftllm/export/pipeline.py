@@ -25,7 +25,7 @@ from ftllm.export import (
     targets,
 )
 from ftllm.export.collecting import Collecting
-from ftllm.export.lora import check_verifiable, read_adapter
+from ftllm.export.lora import read_adapter
 from ftllm.export.passes import Inputs, Passes, Verify, already_there, targets_of
 from ftllm.export.preflight import Room
 from ftllm.export.results import ExportedFile, planned
@@ -103,9 +103,7 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
     reporter.event("source", source=describe(model), types=[item.type for item in wanted])
     text = _text(model, reporter) if verify == "full" else None
     if model.adapter is not None:
-        adapter = read_adapter(model.adapter)
-        if verify != "none":
-            check_verifiable(adapter)
+        read_adapter(model.adapter)
         _warn_of_template(model, reporter)
     for doubt in model.doubts:
         reporter.warn(doubt)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -21,8 +22,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from ftllm.errors import UserError
-from ftllm.export import mapped
+from ftllm.errors import UserError, WorkError
+from ftllm.export import experts, mapped
 from ftllm.export.blocks import Floats
 from ftllm.export.checkpoint import read_header, weight_files
 from ftllm.llama.machine import default_threads
@@ -60,9 +61,17 @@ class Reference:
         self._by_core: dict[tuple[str, ...], Any] = {}
         for name, module in self._by_name.items():
             self._by_core.setdefault(_core(name), module)
-        self._layers = {name: self._changed_layer(name, a, b) for name, (a, b, _) in self._factors.items()}
-        for module, (a, b, scale) in self._factors.items():
-            self._layers[module].register_forward_hook(_adding(a, b, scale))
+        self._layers: dict[str, Any] = {}
+        fused: dict[Any, list[tuple[experts.Place, torch.Tensor, torch.Tensor, float]]] = defaultdict(list)
+        for name, (a, b, scale) in self._factors.items():
+            if self._module(name) is None and experts.EXPERT.match(name):
+                place = self._place(directory, name, offload)
+                fused[place.module].append((place, a, b, scale))
+            else:
+                self._layers[name] = self._changed_layer(name, a, b)
+                self._layers[name].register_forward_hook(_adding(a, b, scale))
+        for module, changes in fused.items():
+            experts.change(module, changes)
 
     def hidden(
         self,
@@ -119,8 +128,8 @@ class Reference:
     def rows(self, tensor: str, rows: Ints) -> Floats:
         """`rows` of any matrix of the checkpoint, `[n, in]`, with what the adapter adds to it."""
         layer = self._module(tensor.removesuffix(".weight"))
-        for module in self._factors:
-            if self._layers[module] is layer:
+        for module, changed in self._layers.items():
+            if changed is layer:
                 base, added = self.change(module, rows)
                 return np.add(base, added)
         return _rows(layer, rows)
@@ -156,6 +165,17 @@ class Reference:
     def changed(self) -> tuple[str, ...]:
         """The layers the adapter changes."""
         return tuple(self._factors)
+
+    def _place(self, directory: Path, name: str, offload: Path | None) -> experts.Place:
+        """Where a single expert's matrix is among those of its layer."""
+        if offload is not None:
+            raise WorkError(
+                f"LoRA on experts one by one ({name}) cannot be verified in the memory there is",
+                "close other programs, or export unverified with --verify none",
+            )
+        if (place := experts.place_of(self.model, directory, name)) is None:
+            raise UserError(f"the adapter changes {name}, which the base does not have", "is it the right base?")
+        return place
 
     def _changed_layer(self, name: str, a: torch.Tensor, b: torch.Tensor) -> Any:
         layer = self._module(name)
