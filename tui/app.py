@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -65,6 +67,19 @@ class ChatApp(App[None]):
                     f"there are {', '.join(sorted(self.available_themes))}",
                 )
             self.theme = str(theme)
+
+    def on_mount(self) -> None:
+        """Hear of it when the program goes on after somebody has stopped it."""
+        if not self.is_headless and hasattr(signal, "SIGCONT"):
+            asyncio.get_running_loop().add_signal_handler(signal.SIGCONT, self._take_terminal)
+
+    def _take_terminal(self) -> None:
+        """Take the terminal anew, for a shell has had it.
+
+        Textual's own handler would start its threads a second time, the first of which never end.
+        """
+        with self.suspend():
+            pass
 
     def get_default_screen(self) -> ChatScreen:
         """The application opens on its conversation."""

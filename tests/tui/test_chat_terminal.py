@@ -70,11 +70,21 @@ class Terminal:
         """What was copied last."""
         return self._tmux("show-buffer")
 
+    def program(self) -> int:
+        """The process id of the program that the shell runs."""
+        (program,) = children(int(self._tmux("display-message", "-p", "#{pane_pid}")))
+        return program
+
+    def until_stopped(self) -> None:
+        """Until the program is, as its shell knows."""
+        deadline = time.monotonic() + PATIENCE
+        while not state(self.program()).startswith("T"):
+            assert time.monotonic() < deadline, "the program goes on"
+            time.sleep(0.05)
+
     def engine(self) -> int:
         """The process id of the engine that the program runs."""
-        shell = int(self._tmux("display-message", "-p", "#{pane_pid}"))
-        (program,) = children(shell)
-        return next(child for child in children(program) if "ftllm.chat.worker" in command(child))
+        return next(child for child in children(self.program()) if "ftllm.chat.worker" in command(child))
 
     def close(self) -> None:
         subprocess.run(["tmux", "-S", self._socket, "kill-server"], check=False, capture_output=True)
@@ -83,6 +93,10 @@ class Terminal:
 def children(process: int) -> list[int]:
     listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], check=True, capture_output=True, text=True).stdout
     return [int(pid) for pid, parent in map(str.split, listed.splitlines()) if int(parent) == process]
+
+
+def state(process: int) -> str:
+    return subprocess.run(["ps", "-o", "stat=", "-p", str(process)], check=True, capture_output=True, text=True).stdout
 
 
 def command(process: int) -> str:
@@ -208,6 +222,28 @@ def test_an_engine_killed_in_the_middle_of_a_reply(terminal: Terminal, scripted:
     terminal.until(r"It is 42\.(.|\n)*ready")
     terminal.keys("C-q")
     terminal.until("left with 0")
+
+
+@pytest.mark.parametrize("stop", [signal.SIGSTOP, signal.SIGTSTP])
+def test_stopped_and_let_go_on(terminal: Terminal, scripted: Path, stop: signal.Signals) -> None:
+    start(terminal, scripted)
+    terminal.until("ready")
+    terminal.type("before")
+    terminal.until("│ before")
+    os.kill(terminal.program(), stop)
+    terminal.until_stopped()
+    terminal.type("fg")
+    terminal.keys("C-j")  # this shell leaves the terminal as the program had it, where Enter is no end of a line
+    terminal.until("│ before(.|\n)*ready")
+    terminal.keys("C-u")
+    terminal.type("T")
+    terminal.keys("Enter")
+    terminal.until(r"It is 42\.(.|\n)*ready")
+    terminal.keys("C-q")
+    terminal.until(r"\n\$\s*\Z")  # the shell's prompt, and nothing after it
+    terminal.type("echo still here")  # the terminal shows what is typed again
+    terminal.keys("Enter")
+    terminal.until(r"echo still here\nstill here")
 
 
 def test_by_mouse_alone(terminal: Terminal, scripted: Path) -> None:
