@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+from collections import Counter
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -15,6 +16,7 @@ from ftllm.errors import UserError
 INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
 LARGEST_HEADER = 100 << 20  # safetensors' own limit
+EXPERTS = re.compile(r"(?P<layer>.+\.experts)\.(?P<number>\d+\.)?")
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 TOKENIZERS = ("tokenizer.model", "tokenizer.json", "vocab.json", "vocab.txt", "tekken.json")
 AGAIN = "download the model again"
@@ -138,21 +140,53 @@ class Extent:
         largest: weights of its largest tensor, an embedding as a rule.
         rows: of its tallest matrix: tokens in the vocabulary, as a rule.
         width: bytes of a weight as it is stored, the widest there is.
+        mixed: whether weights are of several types.
+        experts: weights of experts that are stored one by one.
+        layer: weights of one layer's experts, the most there are.
+        inner: values that a token becomes inside an MLP, of all experts it goes through.
+        heads: of attention.
     """
 
     parameters: int
     largest: int
     rows: int
     width: int
+    mixed: bool = False
+    experts: int = 0
+    layer: int = 0
+    inner: int = 0
+    heads: int = 0
 
 
 def extent(model: Path) -> Extent:
     """Measure a checkpoint by its shards' headers."""
-    tensors = [tensor for shard in weight_files(model) for tensor in read_header(shard).values()]
-    sizes = [prod(shape) for _, shape in tensors]
-    rows = max((shape[0] for _, shape in tensors if len(shape) == 2), default=0)
-    width = max((WIDTHS.get(kind, 4) for kind, _ in tensors), default=4)
-    return Extent(sum(sizes), max(sizes, default=0), rows, width)
+    tensors = {name: tensor for shard in weight_files(model) for name, tensor in read_header(shard).items()}
+    sizes = {name: prod(shape) for name, (_, shape) in tensors.items()}
+    kinds = {kind for kind, _ in tensors.values()}
+    experts = {name: match for name in tensors if (match := EXPERTS.match(name)) is not None}
+    config = read_json(model / "config.json", AGAIN)
+    text: dict[str, Any] = config["text_config"] if isinstance(config.get("text_config"), dict) else config
+    heads, used = (text.get(key) for key in ("num_attention_heads", "num_experts_per_tok"))
+    rows = max((shape[0] for _, shape in tensors.values() if len(shape) == 2), default=0)
+    widths = [
+        max(shape[-2:]) * (used if name in experts and isinstance(used, int) else 1)
+        for name, (_, shape) in tensors.items()
+        if len(shape) > 1 and shape[0] != rows
+    ]
+    layers: Counter[str] = Counter()
+    for name, match in experts.items():
+        layers[match["layer"]] += sizes[name]
+    return Extent(
+        sum(sizes.values()),
+        max(sizes.values(), default=0),
+        rows,
+        max((WIDTHS.get(kind, 4) for kind in kinds), default=4),
+        len(kinds) > 1,
+        sum(sizes[name] for name, match in experts.items() if match["number"]),
+        max(layers.values(), default=0),
+        max(widths, default=0),
+        heads if isinstance(heads, int) else 0,
+    )
 
 
 def read_header(path: Path) -> Tensors:

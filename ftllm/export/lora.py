@@ -81,6 +81,11 @@ class Adapter:
     config: dict[str, Any]
     copies: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def parameters(self) -> int:
+        """Weights in all its A and B."""
+        return sum(pair.rank * sum(pair.shape) for pair in self.pairs)
+
 
 def read_adapter(directory: Path) -> Adapter:
     """Read an adapter's configuration and tensor names; no weights are loaded.

@@ -102,8 +102,9 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
     reporter.say(f"Exporting {describe(model)} to {', '.join(item.label for item in wanted)}")
     reporter.event("source", source=describe(model), types=[item.type for item in wanted])
     text = _text(model, reporter) if verify == "full" else None
+    changed = 0
     if model.adapter is not None:
-        read_adapter(model.adapter)
+        changed = read_adapter(model.adapter).parameters
         _warn_of_template(model, reporter)
     for doubt in model.doubts:
         reporter.warn(doubt)
@@ -128,7 +129,7 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
         files = tuple(file for item in wanted for file in made[item])
         return ExportResult(model, files, {}, None, verify != "none", time.monotonic() - started, {})
     size = checkpoint.extent(model.base)
-    reference = preflight.reference(size, full=verify == "full") if verify != "none" else None
+    reference = preflight.reference(size, full=verify == "full", adapter=changed) if verify != "none" else None
     if reference is not None and not request.dry_run:
         preflight.require_reference(reference)
     with ExitStack() as stack:

@@ -26,9 +26,9 @@ from ftllm.errors import UserError, WorkError
 from ftllm.export import experts, mapped
 from ftllm.export.blocks import Floats
 from ftllm.export.checkpoint import read_header, weight_files
+from ftllm.export.samples import BATCH, LONG
 from ftllm.llama.machine import default_threads
 
-BATCH = 4096  # positions that go through the layers together
 CONTAINERS = {"base_model", "model", "language_model"}  # parts of a module's name that differ between versions
 
 Ints = npt.NDArray[np.int64]
@@ -194,11 +194,11 @@ class Reference:
 
 
 def _groups(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Indices in order, as many together as fit into `most` positions when padded; at least one."""
+    """Indices in order, as many together as fit into `most` positions when padded, fewer of long ones; at least one."""
     group: list[int] = []
     for index, length in enumerate(lengths):
         longest = max([length, *(lengths[i] for i in group)])
-        if group and longest * (len(group) + 1) > most:
+        if group and longest * max(longest, LONG) * (len(group) + 1) > most * LONG:
             yield group
             group = []
         group.append(index)

@@ -30,3 +30,6 @@ SHARE = 7  # tokens of each sample whose logits are compared
 # usual, and a model that is sure of half of them has the 20 that `limits.DECIDED` asks for. A multiple of 48, which
 # matrix products like: 57 positions took as long as 64.
 POSITIONS = 48
+# Of longer texts: positions that go through the reference's layers together, and how long a sequence may be before
+# fewer do, for the scores of attention grow with its square.
+BATCH, LONG = 4096, 1024

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -196,17 +197,29 @@ def test_a_model_larger_than_memory_is_read_matrix_by_matrix(nano: Path, monkeyp
     monkeypatch.setattr(preflight, "memory_free", lambda: free)
     small = checkpoint.extent(nano)
     assert (small.parameters, small.largest, small.rows, small.width) == (5_250_048, 2048 * 256, 2048, 2)
-    assert preflight.reference(small).whole
-    more = preflight.reference(small, full=True).memory - preflight.reference(small).memory
-    assert more == 2 * 4 * (256 - preflight.POSITIONS) * 2048
-    gemma = checkpoint.Extent(27_000_000_000, 262_144 * 5376, 262_144, 2)  # 101 GiB in float32
-    found = preflight.reference(gemma)
-    assert not found.whole
-    assert 6 * gemma.largest < found.memory < 10 * gib
-    preflight.require_reference(found)
+    assert (small.mixed, small.experts, small.inner, small.heads) == (False, 0, 768, 4)
+    found = preflight.reference(small)
+    assert found.whole
+    assert found.memory == preflight.PROCESS + 7 * 4 * 48 * 2048  # the weights stay in their file
+    more = preflight.reference(small, full=True).memory - found.memory
+    assert more == 4 * 4096 * (3 * 1024 * 4 + 4 * 768) + 5_250_048
+    assert preflight.reference(small, adapter=1000).memory == found.memory + 4000
+    gemma = checkpoint.Extent(27_000_000_000, 262_144 * 5376, 262_144, 2)
+    assert preflight.reference(gemma).whole
+    assert preflight.reference(gemma).memory < gib
+    mixed = preflight.reference(replace(gemma, mixed=True))  # 101 GiB in float32
+    assert not mixed.whole
+    assert 6 * gemma.largest < mixed.memory < 10 * gib
+    preflight.require_reference(mixed)
+    experts = replace(
+        gemma, experts=1_000_000_000, layer=100_000_000
+    )  # put together: 16 bits each, a layer's in float32
+    more = preflight.reference(experts).memory - preflight.reference(gemma).memory
+    assert more == 2 * 1_000_000_000 + 4 * 100_000_000
     free = 4 * gib
+    assert not preflight.reference(experts).whole
     with pytest.raises(WorkError, match="not enough memory to verify"):
-        preflight.require_reference(found)
+        preflight.require_reference(mixed)
 
 
 def drain(events_: Events) -> None:
