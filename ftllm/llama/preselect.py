@@ -27,6 +27,7 @@ have passed through every cache, each call into numpy takes longer than what it 
 
 Floats = NDArray[np.float32]
 Candidates = tuple[NDArray[np.int64], Floats]
+Few = tuple[list[int], list[float]]
 
 
 class Columns:
@@ -40,9 +41,15 @@ class Columns:
         self.logits = logits
         self._width = len(logits) // ROWS
         self._body = logits[: ROWS * self._width].reshape(ROWS, self._width)
-        self._tops: Floats = self._body.max(axis=0) if self._width else logits[:0]
         self._rest = logits[ROWS * self._width :]  # fewer than a column each row would take
-        self.largest = float(np.max([part.max() for part in (self._tops, self._rest) if len(part)]))
+        self.read()
+
+    def read(self) -> None:
+        """Read the logits again, which have changed in their place."""
+        self._tops: Floats = np.maximum.reduce(self._body) if self._width else self.logits[:0]
+        self.largest = float(np.maximum.reduce(self._tops if self._width else self._rest))
+        if self._width and len(self._rest):
+            self.largest = float(np.maximum(self.largest, np.maximum.reduce(self._rest)))
 
     def above(self, floor: float) -> Candidates:
         """Ids, rising, and logits of the tokens that have `floor` or more."""
@@ -64,22 +71,23 @@ class Columns:
             Logits, negative, and ids of the tokens, the likeliest first; the least and the most that all tokens weigh.
         """
         least, largest = np.float32(floor), np.float32(self.largest)
-        columns = np.flatnonzero(self._tops >= least)
+        (columns,) = (self._tops >= least).nonzero()
         if len(columns) > FEW:
             return None
-        block = self._body[:, columns]
-        places, ids = np.flatnonzero(block >= least), columns.tolist()
+        block = self._body.take(columns, 1)
+        (rows, places), ids = (block >= least).nonzero(), columns.tolist()
         tokens = [
-            (-value, place // len(ids) * self._width + ids[place % len(ids)])
-            for place, value in zip(places.tolist(), block.ravel()[places].tolist(), strict=True)
+            (-value, row * self._width + ids[place])
+            for row, place, value in zip(rows.tolist(), places.tolist(), block[rows, places].tolist(), strict=True)
         ]
         rest = self._rest.tolist()
         tokens += [(-value, ROWS * self._width + index) for index, value in enumerate(rest) if value >= least]
         tokens.sort()
         tops = np.exp(self._tops - largest)
         tops[columns] = 0
-        beside = float(tops.sum())
-        known = float(np.exp(block - largest).sum()) + sum(math.exp(value - self.largest) for value in rest)
+        beside = float(np.add.reduce(tops))
+        known = float(np.add.reduce(np.exp(block - largest), None))
+        known += sum(math.exp(value - self.largest) for value in rest)
         return tokens, (known + beside) * (1 - CERTAIN), (known + ROWS * beside) * (1 + CERTAIN)
 
     def at_least(self, count: int) -> Candidates:
@@ -117,7 +125,7 @@ class Columns:
         return int(np.count_nonzero(self.logits > np.float32(floor)))
 
 
-def survivors(columns: Columns, *, top_k: int, top_p: float, min_p: float) -> Candidates:
+def survivors(columns: Columns, *, top_k: int, top_p: float, min_p: float) -> Candidates | Few:
     """What `llama_sampler_top_k`, `top_p` and `min_p` in this order leave of logits [n_vocab].
 
     Args:
@@ -127,7 +135,7 @@ def survivors(columns: Columns, *, top_k: int, top_p: float, min_p: float) -> Ca
         min_p: 0 keeps all.
 
     Returns:
-        Ids and logits [n], the largest first; in the order of ids where no filter before min-p sorts.
+        Ids and logits [n], the largest first; in the order of ids where no filter before min-p sorts. Few are lists.
     """
     largest = columns.largest
     floor = largest + math.log(min_p) if min_p > 0 else -math.inf
@@ -151,7 +159,7 @@ def survivors(columns: Columns, *, top_k: int, top_p: float, min_p: float) -> Ca
     return ids[:kept], values[:kept]
 
 
-def _few_survivors(columns: Columns, floor: float, top_p: float) -> Candidates | None:
+def _few_survivors(columns: Columns, floor: float, top_p: float) -> Few | None:
     """What top-p and a min-p that leaves `floor` or more keep, where those are few and top-p's edge is clear."""
     found = columns.few_above(floor)
     if found is None:
@@ -167,8 +175,8 @@ def _few_survivors(columns: Columns, floor: float, top_p: float) -> Candidates |
                 return None
             kept = count
             break
-    ids = np.array([token for _, token in tokens[:kept]], np.int64)
-    return ids, np.array([-value for value, _ in tokens[:kept]], np.float32)
+    del tokens[kept:]
+    return [token for _, token in tokens], [-value for value, _ in tokens]
 
 
 def _mass(logits: Floats, largest: float) -> float:

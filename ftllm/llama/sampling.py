@@ -5,10 +5,11 @@ from __future__ import annotations
 import ctypes
 import math
 import random
+import struct
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +19,11 @@ from ftllm.llama import native
 from ftllm.llama.closing import Closing
 from ftllm.llama.context import Context
 from ftllm.llama.model import Model
-from ftllm.llama.preselect import Columns, survivors
+from ftllm.llama.preselect import Columns, Floats, survivors
 
 PENALTY_WINDOW = 64  # tokens looked back, llama.cpp's default
 TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
+PACK = struct.Struct("@if").pack_into  # the first two of them; llama.cpp computes the third
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,33 @@ class Sampling:
         )
 
 
+class _Candidates:
+    """A `llama_token_data_array` in room that is used again: making one anew takes as long as drawing from it.
+
+    Attributes:
+        table: the tokens of the last one, and whatever lies behind them.
+    """
+
+    def __init__(self, api: Any) -> None:
+        self._api, self.table = api, np.empty(0, dtype=TOKEN_DATA)
+
+    def fill(self, ids: Sequence[int] | NDArray[np.int64], logits: Sequence[float] | Floats, *, ordered: bool) -> Any:
+        """The array of these tokens, the largest logit first where they are `ordered`."""
+        count = len(ids)
+        if count > len(self.table):
+            self.table = np.zeros(max(2 * count, 256), dtype=TOKEN_DATA)
+            self._bytes = self.table.view(np.uint8).data
+            self._array = self._api.llama_token_data_array()
+            self._array.data = self.table.ctypes.data_as(self._api.llama_token_data_p)
+        if isinstance(ids, list):
+            for place, (token, logit) in enumerate(zip(ids, logits, strict=True)):
+                PACK(self._bytes, place * TOKEN_DATA.itemsize, token, logit)
+        else:
+            self.table["id"][:count], self.table["logit"][:count] = ids, logits
+        self._array.size, self._array.selected, self._array.sorted = count, -1, ordered
+        return self._array
+
+
 class Sampler(Closing):
     """Draws as llama.cpp's chain does in its default order: penalties, top-k, top-p, min-p, temperature, draw.
 
@@ -92,6 +121,8 @@ class Sampler(Closing):
         self._recent: deque[int] = deque(maxlen=PENALTY_WINDOW)
         self._api = api
         self._chain: int | None = None
+        self._columns: Columns | None = None
+        self._candidates = _Candidates(api)
         self.change(sampling)
 
     def change(self, sampling: Sampling) -> None:
@@ -128,18 +159,16 @@ class Sampler(Closing):
             best = int(logits.argmax())  # a NaN counts as largest
             self._check(logits[best])
             return best
-        columns = Columns(logits)
+        columns = self._columns
+        if columns is not None and columns.logits is logits:  # llama.cpp leaves them in the same place each time
+            columns.read()
+        else:
+            columns = self._columns = Columns(logits)
         self._check(columns.largest)
         ids, values = survivors(columns, top_k=sampling.top_k, top_p=sampling.top_p, min_p=sampling.min_p)
-        table = np.empty(len(ids), dtype=TOKEN_DATA)
-        table["id"], table["logit"], table["p"] = ids, values, 0
-        array = self._api.llama_token_data_array()
-        array.data = table.ctypes.data_as(self._api.llama_token_data_p)
-        array.size = len(table)
-        array.selected = -1
-        array.sorted = sampling.top_k > 0 or sampling.top_p < 1
+        array = self._candidates.fill(ids, values, ordered=sampling.top_k > 0 or sampling.top_p < 1)
         self._api.llama_sampler_apply(self._chain, ctypes.byref(array))
-        return int(table["id"][array.selected])
+        return int(self._candidates.table["id"][array.selected])
 
     def _check(self, largest: float | np.float32) -> None:
         if math.isnan(largest):
