@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import safe_open
 
+from ftllm.export.blocks import Floats
 from ftllm.export.checkpoint import read_header, weight_files
 
 EXPERT = re.compile(r"(?P<layer>.*\.layers\.\d+\.).*\.experts\.(?P<number>\d+)\.")
@@ -27,6 +30,12 @@ class Place:
     parameter: str
     number: int
     rows: slice
+
+    def values(self, rows: npt.NDArray[np.int64]) -> Floats:
+        """Some rows of the base's matrix in float32."""
+        stored = getattr(self.module, "stored", {}).get(self.parameter, getattr(self.module, self.parameter))
+        found: Floats = stored[self.number, self.rows][rows].detach().float().numpy()
+        return found
 
 
 def place_of(model: Any, checkpoint: Path, layer: str) -> Place | None:

@@ -62,10 +62,11 @@ class Reference:
         for name, module in self._by_name.items():
             self._by_core.setdefault(_core(name), module)
         self._layers: dict[str, Any] = {}
+        self._places: dict[str, experts.Place] = {}
         fused: dict[Any, list[tuple[experts.Place, torch.Tensor, torch.Tensor, float]]] = defaultdict(list)
         for name, (a, b, scale) in self._factors.items():
             if self._module(name) is None and experts.EXPERT.match(name):
-                place = self._place(directory, name, offload)
+                place = self._places[name] = self._place(directory, name, offload)
                 fused[place.module].append((place, a, b, scale))
             else:
                 self._layers[name] = self._changed_layer(name, a, b)
@@ -123,6 +124,8 @@ class Reference:
         """Of one layer the adapter changes: `rows` of the base's weight and of `scale * B @ A`, both `[n, in]`."""
         a, b, scale = self._factors[module]
         added: Floats = ((b[rows] @ a) * scale).numpy()
+        if module in self._places:
+            return self._places[module].values(rows), added
         return _rows(self._layers[module], rows), added
 
     def rows(self, tensor: str, rows: Ints) -> Floats:
@@ -160,6 +163,16 @@ class Reference:
     def _module(self, name: str) -> Any:
         """The module a checkpoint's name is about, which may stem from another version of transformers."""
         return self._by_name.get(name, self._by_core.get(_core(name)))
+
+    @property
+    def single_experts(self) -> tuple[str, ...]:
+        """Those of `changed` that are matrices of single experts."""
+        return tuple(self._places)
+
+    def shape(self, module: str) -> tuple[int, int]:
+        """`[out, in]` of a layer that the adapter changes."""
+        a, b, _ = self._factors[module]
+        return b.shape[0], a.shape[1]
 
     @property
     def changed(self) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from ftllm.export.blocks import Floats
 from ftllm.llama.header import Header, TensorInfo
 
 LAYERS, ROWS = 48, 128  # at most so many layers, and rows of each, are looked at
+KINDS = ("gate", "up", "down")  # of an expert's matrices
 
 
 def shares(header: Header, reference: Any, merged: dict[str, str]) -> dict[str, tuple[float, float]]:
@@ -36,13 +38,44 @@ def shares(header: Header, reference: Any, merged: dict[str, str]) -> dict[str, 
             base, delta = reference.change(merged[name], order[rows])
             candidates.append(relative_change(base, delta, values))
         found[merged[name]] = min(candidates, key=lambda candidate: candidate[1])
+    return found | _shares_of_experts(infos, header, reference)
+
+
+def _shares_of_experts(
+    infos: Mapping[str, TensorInfo], header: Header, reference: Any
+) -> dict[str, tuple[float, float]]:
+    """The same of single experts, which a GGUF holds together by kind; which kind one is, its numbers tell."""
+    names = [
+        name for name in reference.single_experts if len(_kinds(infos, name)) == len(KINDS)
+    ]  # not cut by a shard's end
+    if len(names) > LAYERS:
+        names = sorted(np.random.default_rng(0).choice(names, LAYERS, replace=False).tolist())
+    found = {}
+    for name in names:
+        out, into = reference.shape(name)
+        rows = np.unique(np.linspace(0, out - 1, ROWS).astype(np.int64))
+        base, delta = reference.change(name, rows)
+        first = int(name.split(".experts.")[1].split(".")[0]) * out
+        candidates = [
+            relative_change(base, delta, read_rows(header, info, first + rows))
+            for info in _kinds(infos, name)
+            if tuple(info.shape[:2]) == (into, out)
+        ]
+        if candidates:
+            found[name] = min(candidates, key=lambda candidate: candidate[1])
     return found
 
 
+def _kinds(infos: Mapping[str, TensorInfo], name: str) -> list[TensorInfo]:
+    """The GGUF's tensors of the experts in one's layer."""
+    layer = name.split(".layers.")[1].split(".")[0]
+    return [infos[full] for kind in KINDS if (full := f"blk.{layer}.ffn_{kind}_exps.weight") in infos]
+
+
 def read_rows(header: Header, info: TensorInfo, rows: npt.NDArray[np.int64]) -> Floats:
-    """Some rows of a tensor in float32, `[len(rows), columns]`."""
+    """Some rows of a tensor in float32, `[len(rows), columns]`; of several matrices, as if they were one."""
     data = np.memmap(header.path, dtype=np.uint8, mode="r", offset=info.offset, shape=(info.nbytes,))
-    chosen = data.reshape(info.shape[1], -1)[rows]
+    chosen = data.reshape(prod(info.shape[1:]), -1)[rows]
     return blocks.dequantize(blocks.NUMBERS[info.type], chosen.reshape(-1), info.shape[0])
 
 

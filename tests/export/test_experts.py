@@ -16,7 +16,10 @@ from transformers import AutoModelForCausalLM, MixtralConfig, Qwen3MoeConfig
 
 from ftllm.errors import UserError, WorkError
 from ftllm.export import mapped
+from ftllm.export.checks import check_changes
 from ftllm.export.reference import Reference
+from ftllm.export.shares import shares
+from ftllm.llama.header import read_header
 
 SMALL = {
     "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 300,
@@ -104,7 +107,13 @@ def test_it_is_exported_and_verified(converter: Any, tmp_path: Path) -> None:
     base = make("qwen3-moe", tmp_path).base
     hidden = json.loads((base / "config.json").read_text())["hidden_size"]
     adapter = write_adapter(tmp_path / "experts", base, NAMES["qwen3_moe"], hidden, 256, 4)
-    (file,) = verified(adapter, tmp_path / "out", "F32").files
+    file, low = verified(adapter, tmp_path / "out", "F32", "Q4_K_M").files
     assert file.figures["kl_divergence"] < 1e-5
+    for one in (file, low):  # every matrix of two layers' four experts
+        assert one.figures["adapter_layers_checked"] == 2 * 4 * 3
+    assert abs(file.figures["adapter_share"] - 1.0) < 1e-4
     (plain,) = verified(base, tmp_path / "plain", "F32").files
-    assert plain.path.read_bytes() != file.path.read_bytes()
+    lacking = shares(read_header(plain.path), Reference(base, adapter), {})  # the base's file, without the adapter
+    assert len(lacking) == 24
+    assert max(abs(share) for share, _ in lacking.values()) < 1e-4
+    assert len(check_changes(lacking)) == 3  # as many as are said
