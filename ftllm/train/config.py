@@ -10,18 +10,9 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
 from ftllm.data import sources
@@ -29,62 +20,12 @@ from ftllm.errors import UserError
 from ftllm.hubfiles import is_repository
 from ftllm.noise import Curriculum, NoiseSettings
 from ftllm.train.settings import Setting, Settings, check_keys, nested, problem_of
+from ftllm.train.values import Group, Share, listed, numbers, share_of, trackers
 
 Preset = Literal["ft", "seed", "sft"]
 Backend = Literal["auto", "unsloth", "hf"]
 Part = Literal["attention", "mlp"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
-
-
-def _listed(value: Any) -> Any:
-    """A single word where a list is expected is a list of one."""
-    return [value] if isinstance(value, str | Path) else value
-
-
-def _trackers(value: Any) -> Any:
-    """As a list; `none` is an empty one."""
-    return [] if value in (None, "none") else _listed(value)
-
-
-def _numbers(value: Any) -> Any:
-    """A single number where a range may stand."""
-    return value if isinstance(value, list | tuple) else (value,)
-
-
-def _percent(value: Any) -> Any:
-    """`70%` as 0.7; anything else as it is."""
-    share = share_of(value) if isinstance(value, str) else None
-    return value if share is None else share
-
-
-def _within(share: float) -> float:
-    if not 0 <= share <= 1:
-        raise ValueError("a share lies between 0 and 1 (0.7 or 70%)")
-    return share
-
-
-Share = Annotated[float, BeforeValidator(_percent), AfterValidator(_within)]
-
-
-class _Switch:
-    """What stands for `true` and `false` where they are no values."""
-
-
-class Group(BaseModel):
-    """A frozen set of keys; unknown ones are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _a_switch_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """`true` is 1 to Python; where no switch is expected, it is made something that nothing takes."""
-        annotation = cls.model_fields[str(info.field_name)].annotation
-        if annotation is bool or bool in get_args(annotation):
-            return value
-        if isinstance(value, list):
-            return [_Switch() if isinstance(item, bool) else item for item in value]
-        return _Switch() if isinstance(value, bool) else value
 
 
 class LoraConfig(Group):
@@ -94,7 +35,7 @@ class LoraConfig(Group):
     alpha: float = Field(default=16.0, gt=0, description="the update is scaled by alpha / rank")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout on the update's input")
     rslora: bool = Field(default=False, description="scale by alpha / sqrt(rank) instead (arXiv 2312.03732)")
-    targets: Annotated[tuple[Part, ...], BeforeValidator(_listed)] = Field(
+    targets: Annotated[tuple[Part, ...], BeforeValidator(listed)] = Field(
         default=("attention", "mlp"), min_length=1, description="which linear layers of the language layers are adapted"
     )
 
@@ -107,7 +48,7 @@ class NoiseConfig(Group):
         description="what is shuffled: none, auto (words; characters of scripts without spaces), word, token (the "
         "model's), sentence, or card (pieces between single spaces)",
     )
-    ratio: Annotated[tuple[Share, ...], BeforeValidator(_numbers)] = Field(
+    ratio: Annotated[tuple[Share, ...], BeforeValidator(numbers)] = Field(
         default=(0.7,),
         min_length=1,
         max_length=2,
@@ -148,7 +89,7 @@ class TrainConfig(Group):
     """A training, resolved: nothing left to a default that is not written here."""
 
     model: str = Field(description="the base: a directory, or a Hub repository (org/name or org/name@revision)")
-    data: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
+    data: Annotated[tuple[str, ...], BeforeValidator(listed)] = Field(
         min_length=1,
         description="files, directories or Hub data sets (org/name:split); =0.5 behind one trains half of its rows, "
         "=2 each row twice an epoch",
@@ -223,7 +164,7 @@ class TrainConfig(Group):
     )
     gradient_checkpointing: bool = Field(default=True, description="less memory for about a third more time")
     log_steps: int = Field(default=1, ge=1, description="steps between two lines of metrics.jsonl")
-    report_to: Annotated[tuple[Tracker, ...], BeforeValidator(_trackers)] = Field(
+    report_to: Annotated[tuple[Tracker, ...], BeforeValidator(trackers)] = Field(
         default=(),
         description="tensorboard, wandb or trackio: where metrics go besides metrics.jsonl; [] is nowhere, and nothing "
         "leaves this machine",
@@ -398,13 +339,3 @@ def _absolute(key: str, value: Any, directory: Path) -> Any:
     if key == "eval" and share_of(value) is not None and not (directory / value).exists():
         return value
     return sources.absolute(value, directory)
-
-
-def share_of(value: str | float) -> float | None:
-    """`5%` or `0.05` as a number; None when it is neither."""
-    if isinstance(value, str):
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)", value.strip())
-        if match is None:
-            return None
-        return float(match[1]) / 100 if match[2] else float(match[1])
-    return float(value)

@@ -13,7 +13,8 @@ from ftllm.data import sources
 from ftllm.data.lines import Fault, stop
 from ftllm.errors import UserError
 from ftllm.progress import BETWEEN_LINES
-from ftllm.train.config import TrainConfig, share_of
+from ftllm.train.config import TrainConfig
+from ftllm.train.values import share_of
 
 Say = Callable[[str], None]
 
