@@ -217,7 +217,7 @@ class Drawn:
         return sum(map(processor_seconds, (self._terminal.pid, *children(self._terminal.pid))))
 
     def close(self) -> None:
-        """Kill it: Textual begins anew at each SIGCONT, with threads that its end would wait for."""
+        """Kill it, for it stands still."""
         os.kill(self._terminal.pid, signal.SIGKILL)
         self._terminal.run()
 
