@@ -224,6 +224,19 @@ def test_an_engine_killed_in_the_middle_of_a_reply(terminal: Terminal, scripted:
     terminal.until("left with 0")
 
 
+def test_emoji_leave_their_lines_in_place(terminal: Terminal, scripted: Path) -> None:
+    start(terminal, scripted)
+    terminal.type("❤️ and 👍🏽 too")
+    line = next(line for line in terminal.until("too").splitlines() if "too" in line)
+    terminal.keys("Enter")
+    said = next(line for line in terminal.until("▌.*too").splitlines() if "▌" in line)
+    # tmux gives the heart one cell, so that a blank one follows it; the hand's second half is written over
+    assert re.search("❤️?  and 👍 too", said)
+    assert re.search("❤️?  and 👍 too +│$", line)
+    terminal.keys("C-q")
+    terminal.until("left with 0")
+
+
 @pytest.mark.parametrize("stop", [signal.SIGSTOP, signal.SIGTSTP])
 def test_stopped_and_let_go_on(terminal: Terminal, scripted: Path, stop: signal.Signals) -> None:
     start(terminal, scripted)

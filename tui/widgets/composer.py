@@ -6,10 +6,13 @@ import unicodedata
 from dataclasses import dataclass
 
 from textual import events
+from textual.geometry import Region
 from textual.message import Message
+from textual.strip import Strip
 from textual.widgets import TextArea
 
 from tui.commands import MESSAGE_PREFIX, is_command
+from tui.steady import steady
 from tui.widgets.completions import Completion, Completions
 
 
@@ -85,6 +88,10 @@ class Composer(TextArea):
         elif event.character and unicodedata.category(event.character) == "Cf":
             event.stop()
             self.insert(event.character)  # what joins emoji, or parts a word: Textual takes it for no character
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """The lines with their frame, which emoji in them do not move."""
+        return [steady(strip) for strip in super().render_lines(crop)]
 
     def _choose(self, menu: Completions, key: str) -> bool:
         """Act on the list of completions; whether the key is one of its own."""

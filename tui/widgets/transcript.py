@@ -16,6 +16,7 @@ from textual.widget import Widget
 from tui.lines import Lines
 from tui.look import NAMES, Look, Page
 from tui.marks import highlighted, marked, welcome_line, word_at
+from tui.steady import steady
 from tui.tools import tools_line
 from tui.turns import Turn
 from tui.widgets.bar import BarKeeper
@@ -209,7 +210,7 @@ class Transcript(ScrollView, can_focus=True):
         background = self.background_colors[1]
         for line_filter in self.get_line_filters():
             strips = [strip.apply_filter(line_filter, background) for strip in strips]
-        return [strip.crop(start, end) for strip in strips] if start or end < self.size.width else strips
+        return [steady(strip.crop(start, end)) for strip in strips]
 
     def render_line(self, y: int) -> Strip:
         """A line of the view, each cell marked with its place, by which the mouse selects."""
@@ -373,8 +374,3 @@ class Transcript(ScrollView, can_focus=True):
     def get_selection(self, selection: Selection) -> tuple[str, str] | None:
         """The text of a selection, without the margin."""
         return (self._lines.selected(selection), "\n") if self._lines.page is not None and self.turns else None
-
-    def selection_updated(self, selection: Selection | None) -> None:
-        """Show it."""
-        del selection
-        self.refresh()
