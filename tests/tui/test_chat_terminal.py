@@ -274,7 +274,7 @@ def test_by_mouse_alone(terminal: Terminal, scripted: Path) -> None:
     assert terminal.clipboard() == "It is 42."
     terminal.mouse(35, 6, row)
     terminal.click("again")
-    terminal.until("< 2/2 >(.|\n)*ready")
+    terminal.until(r"It is 42\.\n +< 2/2 >(.|\n)*ready")
     terminal.click("< 2/2 >")
     terminal.until("< 1/2 >")
     terminal.click("Sessions")
