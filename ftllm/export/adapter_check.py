@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import gguf
 import numpy as np
 
 from ftllm.export.blocks import NUMBERS, Floats, dequantize
-from ftllm.export.shares import halves_alternating, relative_change
+from ftllm.export.shares import KINDS, halves_alternating, relative_change
 from ftllm.export.structure import NORMAL
 from ftllm.llama import native
 from ftllm.llama.header import Header, TensorInfo, read_header
@@ -21,11 +21,14 @@ ROWS = 64  # of each layer's change
 CLOSE = {"F32": 1e-5, "F16": 2e-3, "BF16": 1e-2}  # relative error of a product of two rounded matrices
 
 
-def check_adapter(path: Path, base: Path, adapter: Path, names: Mapping[str | None, str]) -> list[str]:
+def check_adapter(
+    path: Path, base: Path, adapter: Path, names: Mapping[str, str], experts: Sequence[str] = ()
+) -> list[str]:
     """Every layer's `alpha / rank * B @ A` in the file is PEFT's `scale * B @ A`, rows in llama.cpp's order.
 
     Args:
-        names: PEFT's modules by GGUF name; None for those that become part of another tensor.
+        names: PEFT's modules by GGUF name.
+        experts: those of single experts, which become parts of tensors `[experts, out, in]`.
     """
     from ftllm.export.reference import factors_of
 
@@ -36,8 +39,6 @@ def check_adapter(path: Path, base: Path, adapter: Path, names: Mapping[str | No
     heads, permuted = _attention(base, str(header.architecture))
     factors = factors_of(adapter)
     for name, module in names.items():
-        if name is None:
-            continue
         if f"{name}.lora_a" not in infos or f"{name}.lora_b" not in infos:
             return [f"it lacks the change of {module}"]
         left, right = (_matrix(header, infos[f"{name}.lora_{part}"]) for part in "ba")
@@ -53,7 +54,34 @@ def check_adapter(path: Path, base: Path, adapter: Path, names: Mapping[str | No
             if np.linalg.norm(ours - share * theirs) <= 2 * bound * np.linalg.norm(ours):
                 return [f"{module} holds {share:.2f} times what the adapter adds"]
             return [f"{module} is not what the adapter adds (its rows may be in another order)"]
+    for module in experts:
+        a, b, scale = factors[module]
+        wanted: Floats = ((b @ a) * scale).numpy()
+        distances = [
+            float(np.linalg.norm(one - wanted)) / float(np.linalg.norm(wanted)) / bound
+            for one, bound in _of_expert(header, infos, module, alpha)
+            if one.shape == wanted.shape
+        ]
+        if not distances:
+            return [f"it lacks the change of {module}"]
+        if min(distances) > 1:
+            return [f"{module} is not what the adapter adds"]
     return []
+
+
+def _of_expert(
+    header: Header, infos: Mapping[str, TensorInfo], module: str, alpha: float
+) -> Iterator[tuple[Floats, float]]:
+    """What the file adds to each kind of an expert's matrices, and how near that comes to what it should be."""
+    layer, number = (module.split(mark)[1].split(".")[0] for mark in (".layers.", ".experts."))
+    for kind in KINDS:
+        pair = [infos.get(f"blk.{layer}.ffn_{kind}_exps.weight.lora_{part}") for part in "ba"]
+        if pair[0] is None or pair[1] is None or pair[0].shape[2] <= int(number):
+            continue
+        left, right = (
+            _matrix(header, info).reshape(info.shape[2], info.shape[1], -1)[int(number)] for info in pair if info
+        )
+        yield (left @ right) * np.float32(alpha / left.shape[1]), CLOSE[pair[0].type]
 
 
 def _attention(base: Path, architecture: str) -> tuple[dict[str, int], bool]:

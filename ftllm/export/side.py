@@ -121,7 +121,9 @@ def write_adapter(job: dict[str, Any], path: Path, write: Write) -> list[str]:
         model = LoraModel(base, getattr(gguf.LlamaFileType, FLOATS[job["kind"]]), path, model_name=job["name"])
         try:
             write(model)
-        except NotImplementedError:
+        except (NotImplementedError, ValueError) as error:
+            if isinstance(error, ValueError) and "experts" not in str(error):  # it wants all of a layer's or none
+                raise
             raise UserError(
                 "upstream's converter cannot express this adapter's layers as a LoRA of their own",
                 "export the merged model instead: leave --adapter-only out",
@@ -130,8 +132,11 @@ def write_adapter(job: dict[str, Any], path: Path, write: Write) -> list[str]:
         return []
     from ftllm.export.adapter_check import check_adapter
 
-    modules = {whole.gguf_name(name): pair.module for name, pair in pairs.items()}
-    return check_adapter(path, base, Path(job["adapter"]), modules)
+    made = {name: whole.gguf_name(name) for name in pairs}
+    modules = {known: pairs[name].module for name, known in made.items() if known is not None}
+    parts = [pairs[name].module for name, known in made.items() if known is None]
+    experts = [module for module in parts if ".experts." in module]
+    return check_adapter(path, base, Path(job["adapter"]), modules, experts)
 
 
 FLOATS = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16"}

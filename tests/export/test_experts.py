@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from test_adapter_only import exported, overwrite
 from test_families import verified
 from tiny_models import make
 from transformers import AutoModelForCausalLM, MixtralConfig, Qwen3MoeConfig
 
 from ftllm.errors import UserError, WorkError
 from ftllm.export import mapped
+from ftllm.export.adapter_check import check_adapter
 from ftllm.export.checks import check_changes
-from ftllm.export.reference import Reference
+from ftllm.export.reference import Reference, factors_of
 from ftllm.export.shares import shares
 from ftllm.llama.header import read_header
 
@@ -117,3 +119,25 @@ def test_it_is_exported_and_verified(converter: Any, tmp_path: Path) -> None:
     assert len(lacking) == 24
     assert max(abs(share) for share, _ in lacking.values()) < 1e-4
     assert len(check_changes(lacking)) == 3  # as many as are said
+
+
+@pytest.mark.slow
+def test_the_adapter_alone_is_looked_at_expert_by_expert(converter: Any, tmp_path: Path) -> None:
+    del converter
+    base = make("qwen3-moe", tmp_path).base
+    adapter = write_adapter(tmp_path / "experts", base, NAMES["qwen3_moe"], 256, 256, 4)
+    (file,) = exported(adapter, tmp_path / "alone").files
+    modules = list(factors_of(adapter))
+    assert len(modules) == 2 * 4 * 3
+    assert check_adapter(file.path, base, adapter, {}, modules) == []
+    info = next(info for info in read_header(file.path).tensors if info.name == "blk.1.ffn_up_exps.weight.lora_b")
+    values = np.fromfile(file.path, np.float32, info.elements, offset=info.offset).reshape(4, 256, RANK)
+    values[3] *= 0.5  # of the last expert
+    overwrite(file.path, info.offset, values.tobytes())
+    fault = check_adapter(file.path, base, adapter, {}, modules)
+    assert fault == ["model.layers.1.mlp.experts.3.up_proj is not what the adapter adds"]
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    few = {name: tensor for name, tensor in tensors.items() if ".layers.1.mlp.experts.3." in name}
+    save_file(few, adapter / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="cannot express this adapter's layers"):  # it takes all experts or none
+        exported(adapter, tmp_path / "few")
