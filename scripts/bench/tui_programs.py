@@ -1,11 +1,12 @@
 """What tui.py runs in a pseudo-terminal: the screen over a recorded stream, or over the real engine.
 
     python scripts/bench/tui_programs.py play KIND RATE
-    python scripts/bench/tui_programs.py speak KIND RATE
+    python scripts/bench/tui_programs.py speak KIND RATE PAUSE
     python scripts/bench/tui_programs.py long MESSAGES RATE FIGURES
     python scripts/bench/tui_programs.py chat MODEL TOKENS FIGURES
 
-KIND is mixed, code or thought; RATE is in tokens per second; FIGURES is the file that figures are left in, as JSON.
+KIND is mixed, code or thought; RATE is in tokens per second, PAUSE in seconds between two deltas; FIGURES is the file
+that figures are left in, as JSON.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ def measured(tokens: int) -> Any:
     return ChatOptions(reply=ReplyOptions(max_tokens=tokens, ignore_end=True, loops="off", seed=1))
 
 
-def speak(kind: str, rate: float) -> None:
-    """The recorded stream, as an engine's process writes it: a line every 20 ms."""
+def speak(kind: str, rate: float, pause: float) -> None:
+    """The recorded stream, as an engine's process writes it: a line after each `pause`, in seconds."""
     from ftllm.chat.events import Done, TextDelta, ThinkDelta, ThinkStart, to_json
 
     def say(event: Any) -> None:
@@ -54,7 +55,7 @@ def speak(kind: str, rate: float) -> None:
     if kind == "code":
         say(TextDelta(0.0, 1, "```python\n"))
     while told < TOKENS:
-        time.sleep(0.02)
+        time.sleep(pause)
         now = time.perf_counter() - began
         due = min(int(now * rate), TOKENS)
         text = "".join(token(kind, number) for number in range(told, due))
@@ -75,16 +76,17 @@ class Player:
     """A talker over a recorded stream in a process of its own, so that nothing of it is counted as the screen's."""
 
     def __init__(self, put: Callable[[Any], None], kind: str, rate: str) -> None:
-        self._put, self._command = put, program("speak", kind, rate)
+        self._put, self._kind, self._rate = put, kind, rate
 
-    def generate(self, *_: object) -> int:
-        threading.Thread(target=self._read, daemon=True).start()
+    def generate(self, _messages: object, options: Any, *_: object) -> int:
+        command = program("speak", self._kind, self._rate, str(options.delta_seconds))
+        threading.Thread(target=self._read, args=(command,), daemon=True).start()
         return 1
 
-    def _read(self) -> None:
+    def _read(self, command: list[str]) -> None:
         from ftllm.chat.events import from_json
 
-        with subprocess.Popen(self._command, stdout=subprocess.PIPE) as process:
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             for line in process.stdout:
                 self._put(from_json(line.decode()))
@@ -228,7 +230,7 @@ if __name__ == "__main__":
         case "play":
             play(*rest)
         case "speak":
-            speak(rest[0], float(rest[1]))
+            speak(rest[0], float(rest[1]), float(rest[2]))
         case "long":
             open_long(int(rest[0]), rest[1], Path(rest[2]))
         case "chat":
