@@ -6,8 +6,10 @@ Where an expert's matrix went is not taken from any list of names: its values ar
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from safetensors import safe_open
 from ftllm.export.blocks import Floats
 from ftllm.export.checkpoint import read_header, weight_files
 
-EXPERT = re.compile(r"(?P<layer>.*\.layers\.\d+\.).*\.experts\.(?P<number>\d+)\.")
+EXPERT = re.compile(r".*\.layers\.(?P<layer>\d+)\..*\.experts\.(?P<number>\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def place_of(model: Any, checkpoint: Path, layer: str) -> Place | None:
     if match is None or matrix is None:
         return None
     number = int(match["number"])
-    for module, name, parameter in _fused(model, match["layer"]):
+    for module, name, parameter in _fused(model)[match["layer"]]:
         if parameter.shape[0] <= number or parameter.shape[2] != matrix.shape[1]:
             continue
         for start in range(0, parameter.shape[1] - len(matrix) + 1, len(matrix)):
@@ -73,23 +75,29 @@ def change(module: Any, changes: Sequence[tuple[Place, torch.Tensor, torch.Tenso
     module.register_forward_hook(put_back)
 
 
-def _fused(model: Any, layer: str) -> Iterator[tuple[Any, str, torch.Tensor]]:
-    """The parameters of a layer that hold a matrix for each expert, with their modules and names."""
-    number = layer.rstrip(".").rpartition(".")[2]
+@lru_cache(1)
+def _fused(model: Any) -> dict[str, list[tuple[Any, str, torch.Tensor]]]:
+    """By the number of a layer, its parameters that hold a matrix for each expert, with their modules and names."""
+    found: dict[str, list[tuple[Any, str, torch.Tensor]]] = defaultdict(list)
     for path, module in model.named_modules():
-        if not re.search(rf"\.layers\.{number}\.", path + "."):
-            continue
-        stored = getattr(module, "stored", {})
+        layer, stored = re.search(r"\.layers\.(\d+)\.", path + "."), getattr(module, "stored", {})
         for name, parameter in module._parameters.items():
-            if parameter is not None and parameter.ndim == 3 and not parameter.is_meta:
-                yield module, name, stored.get(name, parameter).detach()
+            if layer is not None and parameter is not None and parameter.ndim == 3 and not parameter.is_meta:
+                found[layer[1]].append((module, name, stored.get(name, parameter).detach()))
+    return found
 
 
 def _read(checkpoint: Path, name: str) -> torch.Tensor | None:
     """A tensor of a checkpoint; None where it has none of that name."""
-    for path in weight_files(checkpoint):
-        if name in read_header(path):
-            with safe_open(path, framework="pt") as shard:
-                found: torch.Tensor = shard.get_tensor(name)
-                return found
-    return None
+    path = _shards(checkpoint).get(name)
+    if path is None:
+        return None
+    with safe_open(path, framework="pt") as shard:
+        found: torch.Tensor = shard.get_tensor(name)
+        return found
+
+
+@lru_cache(1)
+def _shards(checkpoint: Path) -> dict[str, Path]:
+    """Where each tensor lies; read once, for there may be thousands of experts in dozens of shards."""
+    return {name: path for path in weight_files(checkpoint) for name in read_header(path)}

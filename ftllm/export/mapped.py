@@ -15,9 +15,7 @@ from accelerate import init_empty_weights
 from transformers import AutoModelForCausalLM
 
 PIECE = 1 << 22  # values of a matrix that are float32 at a time; with half of them products took a fifth longer
-FEW = (
-    256  # positions, below which `weight @ x.T` is the quicker product: by a quarter at 48, as `x @ weight.T` is at 512
-)
+FEW = 256  # positions, below which `weight @ x.T` is the quicker product: by a quarter at 48; beyond, `x @ weight.T` is
 SMALL = 1 << 16  # parameters of up to so many values (norms, biases) are float32 all along
 TYPES: dict[str, torch.dtype] = {"BF16": torch.bfloat16, "F16": torch.float16}  # by safetensors' names
 LINEAR: Any = torch.nn.Linear

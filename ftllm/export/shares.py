@@ -45,9 +45,8 @@ def _shares_of_experts(
     infos: Mapping[str, TensorInfo], header: Header, reference: Any
 ) -> dict[str, tuple[float, float]]:
     """The same of single experts, which a GGUF holds together by kind; which kind one is, its numbers tell."""
-    names = [
-        name for name in reference.single_experts if len(_kinds(infos, name)) == len(KINDS)
-    ]  # not cut by a shard's end
+    whole = len(KINDS)  # of a layer that no shard's end cuts
+    names = [name for name in reference.single_experts if len(_kinds(infos, name)) == whole]
     if len(names) > LAYERS:
         names = sorted(np.random.default_rng(0).choice(names, LAYERS, replace=False).tolist())
     found = {}
