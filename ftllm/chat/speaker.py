@@ -26,6 +26,7 @@ from ftllm.chat.options import LoadSettings, ReplyOptions, SamplingOptions, Thin
 from ftllm.chat.prompt import Prompt, build_prompt, kept_length, next_ids
 from ftllm.chat.writer import Clock, Emit, Writer
 from ftllm.errors import UserError
+from ftllm.llama.company import Company
 from ftllm.llama.context import Context
 from ftllm.llama.machine import available_memory
 from ftllm.llama.model import Model
@@ -106,6 +107,7 @@ class Speaker:
             model, n_ctx=n_ctx, n_batch=CHUNK, n_threads=settings.n_threads, n_outputs=1 + MOST, windowed=True
         )
         self.memory = Memory(self.context)
+        self._company = Company(self.context.n_threads)
         self._tag_texts = control_texts(model, tags_of(model.chat_template).strings)
         self._dropped: tuple[Mapping[str, Any], ...] = ()  # the oldest turns, which this conversation lost
         self._said: _Said | None = None
@@ -122,6 +124,7 @@ class Speaker:
         """
         begun = self._clock()
         self._said = None
+        self._company.begin()
         messages, prompt = self._fitting(number, messages, options, self.context.n_ctx - 1)
         course = _Course(number, messages, prompt, options, control)
         writer = Writer(self._emit, number, prompt.tags, clock=self._clock, pause=options.delta_seconds)
@@ -218,6 +221,7 @@ class Speaker:
         """Bring a prompt into the cache; False when it was stopped on the way."""
 
         def progress() -> None:
+            self._give_way()
             self._emit(PromptProgress(self._clock(), course.number, len(self.memory), len(ids)))
 
         mark = 0
@@ -240,6 +244,7 @@ class Speaker:
         with closing(Sampler(model, sampling_of(model, options))) as sampler:
             for _ in range(options.max_tokens):
                 writer.tell()
+                self._give_way()
                 if course.control.stop:
                     reason = "stopped"
                     break
@@ -273,6 +278,10 @@ class Speaker:
                     self.memory.advance(token, lookup)
         writer.finish(text.finish(), why=THOUGHT_LEFT[reason])
         return reason
+
+    def _give_way(self) -> None:
+        """Evaluate with as many threads as other programs leave cores for."""
+        self.context.set_threads(self._company.look())
 
     def _make_room(self, course: _Course) -> bool:
         """Drop the oldest turns in the middle of a reply; False where that cannot be."""

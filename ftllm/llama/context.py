@@ -311,6 +311,12 @@ class Context(Closing):
             raise RuntimeError("the context is closed")
         return int(self._memory)
 
+    def set_threads(self, count: int) -> None:
+        """Evaluate with `count` threads from here on."""
+        if count != self.n_threads:
+            self.api.llama_set_n_threads(self.handle, count, count)
+            self.n_threads = count
+
     def set_abort(self, check: Callable[[], bool] | None) -> None:
         """Have `check` called between operations while decoding on a CPU; True stops it with `AbortedError`.
 

@@ -21,12 +21,12 @@ from ftllm.errors import WorkError
 
 Sink = Callable[[str], None]
 
-SPIN = "2000"
-"""How often libgomp's threads look whether the others have come before they sleep: about 0.1 milliseconds.
+SHORT_SPIN, LONG_SPIN = "2000", "300000"
+"""How often libgomp's threads look whether the others have come before they sleep: 0.1 milliseconds, or about 20.
 
-They meet hundreds of times a token. By themselves they look for some 20 ms, on the core that the thread they wait for
-may need. On two cores, a model of 108 tokens/s fell to 0.8 beside one busy program, and keeps 32 with this; alone it
-loses one in a hundred (1000: 41 and 93 tokens/s; 4000: 23 and 108; 10,000: 12 and 108).
+They meet hundreds of times a token. Short is for work beside other work: on two cores, beside one busy program, two
+threads give 17 tokens/s so, and 4 with the long one, which occupies the core that the thread they wait for needs. Where
+nothing else runs, short costs 2 to 5 in a hundred, the most where a hypervisor takes a core away now and then.
 """
 
 DEBUG, CONTINUED = 1, 5  # ggml_log_level in ggml.h
@@ -52,7 +52,7 @@ def api() -> Any:
     Raises:
         WorkError: llama-cpp-python is missing, or its native library does not load here.
     """
-    os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
+    spin(SHORT_SPIN)
     try:
         from llama_cpp import llama_cpp as bindings
     except (ImportError, OSError, RuntimeError) as error:
@@ -64,6 +64,11 @@ def api() -> Any:
     bindings.llama_log_set(callback, ctypes.c_void_p(0))
     bindings.llama_backend_init()
     return bindings
+
+
+def spin(count: str) -> None:
+    """Let threads look for each other so many times, unless the person has said otherwise; before the first `api()`."""
+    os.environ.setdefault("GOMP_SPINCOUNT", count)
 
 
 def log_callback() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from ftllm.chat.events import AnyEvent, Done, Prepared, PromptProgress, Stats, T
 from ftllm.chat.options import LoadSettings, ReplyOptions, SamplingOptions
 from ftllm.chat.session import Reply
 from ftllm.chat.speaker import Control, Speaker
+from ftllm.llama.company import Company
 from ftllm.llama.model import Model
 
 sys.path.append(str(Path(__file__).parents[1] / "llama"))
@@ -99,3 +101,21 @@ def test_a_full_context(model: Model) -> None:
     dropped = [event.turns for event in events if isinstance(event, TurnsDropped)]
     assert dropped == sorted(dropped)
     assert dropped
+
+
+def test_a_thread_gives_way_to_a_busy_program_in_the_middle_of_a_reply(tmp_path: Path) -> None:
+    with Model.load(tiny_gemma.write_gemma(tmp_path / "model.gguf")) as model:
+        threads: list[int] = []
+        used = 0.0
+
+        def emit(_event: AnyEvent) -> None:
+            nonlocal used
+            threads.append(speaker.context.n_threads)
+            used += 1.0 if 5 < len(threads) < 15 else 0.0  # somebody else's core
+
+        speaker = Speaker(model, LoadSettings(n_ctx=512, n_threads=2), emit)
+        speaker._company = Company(2, lambda: used, lambda: float(len(threads)), cpus=2)
+        options = replace(OPTIONS, max_tokens=60, delta_seconds=0.0)
+        speaker.reply(1, [{"role": "user", "content": "one" * 30}], options, Control())
+        assert (threads[0], threads[10], threads[-1]) == (2, 1, 2)
+        assert sum(one != other for one, other in itertools.pairwise(threads)) == 2
