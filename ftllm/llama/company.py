@@ -11,7 +11,7 @@ WINDOW = 0.5  # seconds over which other programs are watched
 FEWER, MORE = 0.5, 0.3  # cores that others may take of a thread's own before it goes, and before it comes back
 TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100  # of /proc/stat, a second
 IDLE, WAITING = 3, 4  # fields of a processor's line in /proc/stat: ticks without work, or waiting for a disk
-GUEST = 8  # from here on the fields repeat what others have counted
+STEAL = 7  # from here on the fields tell what a hypervisor took, from whichever thread, or repeat what was counted
 
 Usage = Callable[[], float | None]
 
@@ -72,7 +72,7 @@ def others_seconds() -> float | None:
     for line in lines:
         name, _, rest = line.partition(" ")
         if name in allowed:
-            fields = [int(field) for field in rest.split()[:GUEST]]
+            fields = [int(field) for field in rest.split()[:STEAL]]
             ticks += sum(fields) - fields[IDLE] - fields[WAITING]
     return ticks / TICKS - time.process_time()
 
