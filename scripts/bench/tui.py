@@ -22,7 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,8 +97,12 @@ def session() -> Iterator[str]:
     yield verdict("an update among them, processor time", told["update_ms"], 10, "ms")
 
 
-def speed(rounds: int) -> Iterator[str]:
-    for rate, width, least in ((100, 768, 0.97), (300, 512, 0.95)):
+SHAPES = {100: (768, 0.97), 300: (512, 0.95)}  # by tokens/s: the model's width, and the least share of them
+
+
+def speed(rounds: int, rates: Sequence[int]) -> Iterator[str]:
+    for rate in rates:
+        width, least = SHAPES[rate]
         pairs = speed_pairs(quick_enough(rate, width), rate * SPEED_SECONDS, rounds)
         alone, taken = (statistics.median(values) for values in list(zip(*pairs, strict=True))[:2])
         ratio = statistics.median(drawn / alone for alone, _, drawn in pairs)
@@ -235,11 +239,12 @@ def main() -> int:
     parser.add_argument("what", nargs="*", help=", ".join(names))
     parser.add_argument("--model", type=Path, default=None, help="for start: a GGUF, by default the nano model's")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rate", type=int, choices=sorted(SHAPES), action="append", help="for speed: one of them")
     asked = parser.parse_args()
-    return report(asked.what or list(names), asked.model, asked.rounds)
+    return report(asked.what or list(names), asked.model, asked.rounds, asked.rate or sorted(SHAPES))
 
 
-def report(names: list[str], model: Path | None, rounds: int) -> int:
+def report(names: list[str], model: Path | None, rounds: int, rates: Sequence[int]) -> int:
     missed = 0
     for name in names:
         match name:
@@ -252,7 +257,7 @@ def report(names: list[str], model: Path | None, rounds: int) -> int:
             case "session":
                 lines = session()
             case "speed":
-                lines = speed(rounds)
+                lines = speed(rounds, rates)
             case _:
                 raise SystemExit(f"{name}: nothing of that name is measured")
         for line in lines:
