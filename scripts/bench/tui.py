@@ -41,8 +41,8 @@ OTHERS = 0.06  # of a core, that other programs may take in a round
 
 def start(model: Path, rounds: int) -> Iterator[str]:
     times = []
-    with tempfile.TemporaryDirectory() as home:
-        for _ in range(rounds + 1):
+    for _ in range(rounds + 1):
+        with tempfile.TemporaryDirectory() as home:  # another each time, for drafts are kept
             terminal = Terminal([sys.executable, "-m", "ftllm", "chat", str(model)], {"XDG_DATA_HOME": home})
             terminal.wait("rite a message")
             terminal.send("ß")
