@@ -27,10 +27,12 @@ class Company:
     def __init__(
         self, wanted: int, usage: Usage | None = None, clock: Callable[[], float] = time.monotonic, cpus: int = 0
     ) -> None:
-        """Args:
-        wanted: threads to evaluate with where nothing else runs.
-        usage: processor seconds that other programs have taken so far; None where nobody knows.
-        cpus: processors that all share; 0 are those this process may run on.
+        """Begin to watch.
+
+        Args:
+            wanted: threads to evaluate with where nothing else runs.
+            usage: processor seconds that other programs have taken so far; None where nobody knows.
+            cpus: processors that all share; 0 are those this process may run on.
         """
         self.threads = self._wanted = wanted
         self._usage, self._clock = usage or others_seconds, clock
