@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ftllm.llama.machine import allowed_cpus
+
 WINDOW = 0.5  # seconds over which other programs are watched
 FEWER, MORE = 0.5, 0.3  # cores that others may take of a thread's own before it goes, and before it comes back
 TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100  # of /proc/stat, a second
@@ -36,7 +38,7 @@ class Company:
         """
         self.threads = self._wanted = wanted
         self._usage, self._clock = usage or others_seconds, clock
-        self._cpus = cpus or len(_allowed())
+        self._cpus = cpus or len(allowed_cpus())
         self._begun, self._before = clock(), self._usage()
 
     def begin(self) -> None:
@@ -69,7 +71,7 @@ def others_seconds() -> float | None:
         lines = Path("/proc/stat").read_text(encoding="ascii").splitlines()
     except (OSError, ValueError):
         return None
-    allowed = {f"cpu{number}" for number in _allowed()}
+    allowed = {f"cpu{number}" for number in allowed_cpus()}
     ticks = 0
     for line in lines:
         name, _, rest = line.partition(" ")
@@ -77,10 +79,3 @@ def others_seconds() -> float | None:
             fields = [int(field) for field in rest.split()[:STEAL]]
             ticks += sum(fields) - fields[IDLE] - fields[WAITING]
     return ticks / TICKS - time.process_time()
-
-
-def _allowed() -> set[int]:
-    try:
-        return os.sched_getaffinity(0)
-    except AttributeError:  # macOS, Windows
-        return set(range(os.cpu_count() or 1))

@@ -11,12 +11,17 @@ from threading import Event
 TINY_PARAMETERS = 30_000_000  # below, one token takes about as long as threads take to meet
 
 
+def allowed_cpus() -> set[int]:
+    """The numbers of the logical processors this process may run on."""
+    try:
+        return os.sched_getaffinity(0)
+    except AttributeError:  # macOS, Windows
+        return set(range(os.cpu_count() or 1))
+
+
 def available_cpus() -> int:
     """Logical processors this process may use: its affinity, held to a container's CPU quota (cgroup v2)."""
-    try:
-        allowed = len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS, Windows
-        allowed = os.cpu_count() or 1
+    allowed = len(allowed_cpus())
     return max(1, min(allowed, _quota() or allowed))
 
 
@@ -26,12 +31,11 @@ def physical_cores() -> int:
     Matrix products saturate a core's vector units, so a core's second hardware thread only adds waiting.
     """
     try:
-        allowed = os.sched_getaffinity(0)
         siblings = {
             Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()
-            for cpu in allowed
+            for cpu in allowed_cpus()
         }
-    except (AttributeError, OSError):
+    except OSError:
         return available_cpus()
     return max(1, min(len(siblings), available_cpus()))
 
