@@ -54,7 +54,6 @@ def main() -> None:
     output = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # the parent made 2 the log; what native code prints must not end up between our lines
     die_with_parent()
-    native.spin(native.LONG_SPIN)  # the conversation gives way to other programs by `Company`
     Worker(output).serve(sys.stdin.buffer)
 
 

@@ -4,9 +4,10 @@
     python scripts/bench/engine.py --depth 1024 --rounds 7
     python scripts/bench/engine.py --model some.gguf --threads 8
 
-The engine is what `ftllm chat` runs: its own process, the default sampler, events over a pipe. llama-bench and the bare
-loop do not sample; the bare loop decodes the same tokens again and again. Rounds are interleaved, each the median of
-three; figures are medians of rounds. The model is that of gemma300m.py, the tools those of scripts/build_llama_tools.
+The engine is what `ftllm chat` runs: its own process, large pages, the default sampler, events over a pipe. llama-bench
+and the bare loop have small pages and do not sample; the bare loop decodes the same tokens again and again. Rounds are
+interleaved, each the median of three; figures are medians of rounds. The model is that of gemma300m.py, the tools
+those of scripts/build_llama_tools.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import re
 import signal
 import subprocess
 import sys
@@ -88,6 +90,18 @@ def test_a_child_that_hangs_is_ended(scripted: Path, tmp_path: Path, asked: bool
         assert failed.message.startswith("the engine hung: it did")
         assert reply_of(events).message.thought.startswith("Well,")
         assert reply_of(talk.say("T")).answer == "It is 42."
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_process_waits_long_and_asks_for_large_pages(talk: Talk) -> None:
+    talk.until(lambda event: isinstance(event, Loaded))
+    process = Path(f"/proc/{talk.engine.pid}")
+    environment = process.joinpath("environ").read_bytes().split(b"\0")
+    assert b"GOMP_SPINCOUNT=300000" in environment
+    assert b"GLIBC_TUNABLES=glibc.malloc.hugetlb=1" in environment
+    pages = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if platform.libc_ver()[0] == "glibc" and pages.is_file() and "[madvise]" in pages.read_text():
+        assert re.search(r"^VmFlags:.* hg\b", process.joinpath("smaps").read_text(), re.MULTILINE)
 
 
 def test_killed_while_idle(talk: Talk) -> None:

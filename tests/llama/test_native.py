@@ -70,3 +70,9 @@ def test_the_machine() -> None:
     assert default_threads(1_000_000) == 1
     assert default_threads(1_000_000_000) == physical_cores()
     assert available_memory() > 2**20
+
+
+def test_what_the_person_has_set_stays() -> None:
+    theirs = {"GOMP_SPINCOUNT": "7", "GLIBC_TUNABLES": "glibc.malloc.check=3", "HOME": "/home/me"}
+    assert native.quickest(theirs) == theirs | {"GLIBC_TUNABLES": "glibc.malloc.check=3:glibc.malloc.hugetlb=1"}
+    assert native.quickest({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"})["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=0"
