@@ -1,26 +1,31 @@
 """The engine's tokens per second against llama-bench and against a bare `llama_decode` loop, on the same GGUF.
 
-    python scripts/bench/engine.py                        # at 1,024 and 16,384 tokens of context; twelve minutes
-    python scripts/bench/engine.py --depth 1024 --rounds 7
+    python scripts/bench/engine.py                        # at 1,024 and 16,384 tokens of context; a quarter of an hour
+    python scripts/bench/engine.py --depth 1024 --rounds 60
     python scripts/bench/engine.py --model some.gguf --threads 8
 
 The engine is what `ftllm chat` runs: its own process, large pages, the default sampler, events over a pipe. llama-bench
-and the bare loop have small pages and do not sample; the bare loop decodes the same tokens again and again. Rounds are
-interleaved, each the median of three; figures are medians of rounds. The model is that of gemma300m.py, the tools
-those of scripts/build_llama_tools.
+and the bare loop have small pages and do not sample; the bare loop decodes the same tokens again and again. All three
+stay loaded and generate in turns, a second or so each, another first each time: a machine that is shared with others
+changes its speed within seconds. Figures are medians of rounds. Linux only. The model is that of gemma300m.py, the
+tools those of scripts/build_llama_tools.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import queue
+import select
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 import platformdirs
+from terminal import processor_seconds
 
 from ftllm.chat.engine import Engine
 from ftllm.chat.events import AnyEvent, Done, Failed, Stats
@@ -37,7 +43,7 @@ from ftllm.llama.header import read_header
 from ftllm.llama.machine import default_threads
 from ftllm.llama.native import LONG_SPIN
 
-REPEATS = 3  # a round, of which the median counts
+PIPE_BYTES = 4096  # the least that Linux makes a pipe
 LEAST = {1024: 0.98, 16_384: 0.96}  # of llama-bench
 
 
@@ -115,40 +121,75 @@ def serve_bare(model_path: Path, depth: int, tokens: int, threads: int) -> None:
             memory.tokens += [400] * tokens
 
 
-def llama_bench(tool: Path, model: Path, depth: int, tokens: int, threads: int) -> float:
-    """What `llama-bench -n` says: it reads the context once, and then generates several times."""
-    command = [str(tool), "-m", str(model), "-p", "0", "-n", str(tokens), "-d", str(depth), "-r", str(REPEATS)]
-    command += ["-t", str(threads), "-ngl", "0", "--no-warmup", "-o", "json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"llama-bench failed: {done.stderr[-500:]}")
-    row: dict[str, Any] = json.loads(done.stdout)[0]
-    return statistics.median(map(float, row["samples_ts"]))
+class LlamaBenchSide:
+    """One `llama-bench -n -r`, held before each generation after its first, which follows right on reading the context.
+
+    It says on standard error that a generation comes, before it looks at the clock. That is a pipe which is full, so it
+    waits there, all its threads asleep, until the pipe is emptied. Its figures come at the end.
+    """
+
+    def __init__(self, tool: Path, model: Path, depth: int, tokens: int, threads: int, rounds: int) -> None:
+        command = [str(tool), "-m", str(model), "-p", "0", "-n", str(tokens), "-d", str(depth), "-r", str(rounds + 1)]
+        command += ["-t", str(threads), "-ngl", "0", "--no-warmup", "--progress", "-o", "json"]
+        self._told, self._telling = os.pipe()
+        fcntl.fcntl(self._telling, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        self._child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._telling)
+        self._hold()
+
+    def __call__(self) -> None:
+        assert self._child.poll() is None, "llama-bench has ended"
+        os.read(self._told, PIPE_BYTES)  # what filled it
+        self._hold()
+
+    def _hold(self) -> None:
+        """Let it generate once, and wait until it is held or has ended."""
+        said = b""
+        while b"generation run" not in said:
+            if select.select([self._told], [], [], 1.0)[0]:
+                said += os.read(self._told, PIPE_BYTES)
+            elif self._child.poll() is not None:
+                raise SystemExit(f"llama-bench failed: {said[-500:].decode()}")
+        os.write(self._telling, bytes(PIPE_BYTES))
+        used, still = -1.0, 0
+        with suppress(FileNotFoundError):  # it has ended
+            while still < 3 and self._child.poll() is None:
+                time.sleep(0.05)
+                before, used = used, processor_seconds(self._child.pid)
+                still = still + 1 if used == before else 0
+
+    def close(self) -> list[float]:
+        """Tokens per second of each generation, in order."""
+        os.close(self._told)
+        output, _ = self._child.communicate()
+        os.close(self._telling)
+        row: dict[str, Any] = json.loads(output)[0]
+        return [float(speed) for speed in row["samples_ts"][1:]]
 
 
 def compare(model: Path, tool: Path, depth: int, tokens: int, threads: int, rounds: int) -> dict[str, float]:
     """Medians of all sides, and ratios, at one depth."""
     engine, bare = EngineSide(model, depth, tokens, threads), BareSide(model, depth, tokens, threads)
-    sides: dict[str, Callable[[], float]] = {
-        "llama-bench": lambda: llama_bench(tool, model, depth, tokens, threads),
-        "bare loop": bare,
-        "engine": engine,
-    }
-    found: dict[str, list[float]] = {name: [] for name in sides}
+    measured: dict[str, Callable[[], float]] = {"bare loop": bare, "engine": engine}
+    found = {name: list[float]() for name in measured}
     try:
-        engine()  # reads the prompt; and so does the bare loop's first round
-        bare()
+        for side in measured.values():
+            side()  # reads the prompt
+        bench = LlamaBenchSide(tool, model, depth, tokens, threads, rounds)  # reads it too
         for number in range(rounds):
-            for name, side in sides.items():
-                found[name].append(
-                    side() if name == "llama-bench" else statistics.median(side() for _ in range(REPEATS))
-                )
-            line = "  ".join(f"{name} {speeds[-1]:.2f}" for name, speeds in found.items())
-            print(f"  {depth} tokens, round {number + 1}: {line}", file=sys.stderr)
+            if number % 10 == 0:
+                print(f"  {depth} tokens of context, round {number + 1} of {rounds}", file=sys.stderr)
+            turns: list[Callable[[], None]] = [
+                bench,
+                *(partial(_note, found[name], measured[name]) for name in measured),
+            ]
+            first = number % len(turns)
+            for turn in (*turns[first:], *turns[:first]):
+                turn()
+        found["llama-bench"] = bench.close()
     finally:
         engine.close()
         bare.close()
-    medians = {name: statistics.median(speeds) for name, speeds in found.items()}
+    medians = {name: statistics.median(found[name]) for name in ("llama-bench", "bare loop", "engine")}
     ratios = {
         f"engine / {peer}": statistics.median(
             mine / theirs for mine, theirs in zip(found["engine"], found[peer], strict=True)
@@ -158,12 +199,16 @@ def compare(model: Path, tool: Path, depth: int, tokens: int, threads: int, roun
     return medians | ratios
 
 
+def _note(speeds: list[float], side: Callable[[], float]) -> None:
+    speeds.append(side())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--depth", type=int, action="append", help="tokens of context (default 1024 and 16384)")
-    parser.add_argument("--tokens", type=int, default=96, help="generated a round")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=32, help="generated a round")
+    parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--llama-bench", type=Path, default=fetch.tools_root() / "bin" / "llama-bench")
     if sys.argv[1:2] == ["--bare"]:
