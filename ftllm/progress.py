@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
-from rich.progress import DownloadColumn as BytesColumn
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
 
 BETWEEN_LINES = 10.0  # seconds, where there is no bar
 
@@ -76,13 +77,15 @@ class Reporter:
         if not self.live:
             yield Task(self, title, total, unit)
             return
-        amount: ProgressColumn = BytesColumn() if unit == "bytes" else MofNCompleteColumn()
-        with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+        from rich import progress  # most commands end before anything of theirs takes long
+
+        amount: ProgressColumn = progress.DownloadColumn() if unit == "bytes" else progress.MofNCompleteColumn()
+        with progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(bar_width=24),
             amount,
-            TextColumn("{task.fields[note]}", style="dim"),
-            TimeRemainingColumn(),
+            progress.TextColumn("{task.fields[note]}", style="dim"),
+            progress.TimeRemainingColumn(),
             console=self.console,
             transient=True,
         ) as bars:

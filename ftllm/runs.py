@@ -24,7 +24,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +240,8 @@ def environment() -> dict[str, Any]:
 
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that can change a result; those not installed are left out."""
+    from importlib import metadata
+
     versions = {}
     for library in LIBRARIES:
         try:

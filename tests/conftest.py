@@ -14,6 +14,9 @@ from hypothesis import settings
 # A shell that starts the tests in the background has them ignore Ctrl-C, and every program they start would too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Hundreds of tests start a program: with this set, each start would compile it anew, half a second's work.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # On a developer's machine every run tries new examples; in CI the same ones, so that red means the change is at fault.
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):

@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import ClassVar
 
 from textual.app import App
@@ -69,7 +71,8 @@ class ChatApp(App[None]):
             self.theme = str(theme)
 
     def on_mount(self) -> None:
-        """Hear of it when the program goes on after somebody has stopped it."""
+        """Import what draws Markdown once the screen is there; hear of it when the program goes on after a stop."""
+        self.call_after_refresh(Thread(target=import_module, args=("tui.document",), daemon=True).start)
         if not self.is_headless and hasattr(signal, "SIGCONT"):
             asyncio.get_running_loop().add_signal_handler(signal.SIGCONT, self._take_terminal)
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
-from markdown_it.token import Token
 from textual.strip import Strip
 
 from tui.look import Page
 from tui.markdown import parse, render
 from tui.text import harmless
+
+if TYPE_CHECKING:
+    from markdown_it.token import Token
 
 LONG_LINES, PARAGRAPH_LINES = 12, 4
 """A paragraph of more than so many lines is drawn for good but for its last ones."""

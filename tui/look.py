@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from pygments.token import Token
 from rich.cells import cell_len
 from rich.console import Console
 from rich.segment import Segment
 from rich.style import Style
-from rich.syntax import ANSISyntaxTheme
 from rich.theme import Theme
 from textual.strip import Strip
 
 from tui.text import wrap
 
 if TYPE_CHECKING:
+    from rich.syntax import ANSISyntaxTheme
     from textual.widget import Widget
 
 COLUMN = 104
@@ -80,6 +79,9 @@ class Look:
     @cached_property
     def syntax(self) -> ANSISyntaxTheme:
         """Highlighting of code."""
+        from pygments.token import Token
+        from rich.syntax import ANSISyntaxTheme
+
         return ANSISyntaxTheme(
             {
                 Token.Comment: self["comment"],

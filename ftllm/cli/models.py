@@ -270,11 +270,12 @@ def local(named: str | None, runs: Path, reporter: Reporter, *, offline: bool = 
     A path, a run and an endpoint stay what they are.
     """
     from ftllm import runs as all_runs
-    from ftllm.hub.names import parse_reference
-    from ftllm.hub.pull import pull
 
     if named is None or Path(named).expanduser().exists() or all_runs.find(named, runs) is not None:
         return named
+    from ftllm.hub.names import parse_reference
+    from ftllm.hub.pull import pull
+
     reference = parse_reference(named)
     # `runs/typo` is a path that is not there, rather than someone called "runs".
     if reference is None or Path(named).parent.is_dir():

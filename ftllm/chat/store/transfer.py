@@ -26,7 +26,6 @@ from ftllm.chat.store.sessions import (
     settings_from_json,
     settings_to_json,
 )
-from ftllm.data.shapes import conversation_of
 from ftllm.errors import UserError
 from ftllm.files import read_image, write_text
 from ftllm.thoughts import split
@@ -182,6 +181,8 @@ def from_json(store: Store, value: object, source: str = "the session") -> Sessi
 
 
 def _from_conversation(store: Store, value: dict[str, Any], source: str) -> SessionInfo:
+    from ftllm.data.shapes import conversation_of
+
     messages = list(conversation_of(value, source).messages)
     system = messages.pop(0).content if messages[0].role == "system" else None
     with store.writing():
