@@ -16,6 +16,7 @@ from textual.widgets import Input, Static
 
 from ftllm.errors import UserError
 from tui.screens.dialog import ESCAPE, Dialog
+from tui.widgets.typed import Field
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class PathScreen(Dialog[Path | None]):
     def compose(self) -> ComposeResult:
         with self.framed(Vertical(), self._title, ("enter", "Enter: write it"), ESCAPE):
             yield Static(id="things", markup=False)
-            yield Input(self._things[self._chosen].name)
+            yield Field(self._things[self._chosen].name)
             yield Static(id="complaint", markup=False)
 
     def on_mount(self) -> None:

@@ -17,6 +17,7 @@ from textual.widgets.option_list import Option
 
 from tui.screens.dialog import ESCAPE, Dialog
 from tui.text import one_line, shortened
+from tui.widgets.typed import Field
 
 T = TypeVar("T")
 GAP = 2
@@ -92,7 +93,7 @@ class PickScreen(Dialog[T | None]):
 
     def compose(self) -> ComposeResult:
         with self.framed(Vertical(), self._title, ("", "Type to find   Up, Down"), ("enter", "Enter: take it"), ESCAPE):
-            yield Input(self._typed, placeholder="Find", compact=True)
+            yield Field(self._typed, placeholder="Find", compact=True)
             yield Static(classes="titles", markup=False)
             table = OptionList(compact=True, markup=False)
             table.can_focus = False

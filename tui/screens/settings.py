@@ -30,6 +30,7 @@ from ftllm.chat.settings import (
 from ftllm.errors import UserError
 from tui.screens.dialog import ESCAPE, Dialog
 from tui.widgets.choice import Choice
+from tui.widgets.typed import Field
 
 PRESET = "preset"
 AS_IT_IS = "as it is"
@@ -117,7 +118,7 @@ class SettingsScreen(Dialog[Chosen | None]):
                 yield _row("Preset", choice, "What it does not name stays")
             for setting in SETTINGS:
                 yield _row(setting.label, self._field(setting), "" if setting is SYSTEM else self._note(setting))
-            name = Input(placeholder="a name", compact=True, id="keep-as")
+            name = Field(placeholder="a name", compact=True, id="keep-as")
             yield _row("Keep as preset", name, "/preset NAME brings it back")
 
     def on_mount(self) -> None:
@@ -136,7 +137,7 @@ class SettingsScreen(Dialog[Chosen | None]):
         if choices:
             return Choice(choices, setting.show(value), id=name)
         text = "" if value is None else setting.show(value)
-        return Input(text, placeholder=setting.unset, compact=True, id=name, select_on_focus=True)
+        return Field(text, placeholder=setting.unset, compact=True, id=name, select_on_focus=True)
 
     def _note(self, setting: Setting) -> str:
         """What it does, as far as that goes."""

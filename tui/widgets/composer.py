@@ -14,6 +14,7 @@ from textual.widgets import TextArea
 from tui.commands import MESSAGE_PREFIX, is_command
 from tui.steady import steady
 from tui.widgets.completions import Completion, Completions
+from tui.widgets.typed import edited
 
 
 class Composer(TextArea):
@@ -88,20 +89,9 @@ class Composer(TextArea):
         elif event.character and unicodedata.category(event.character) == "Cf":
             event.stop()
             self.insert(event.character)  # what joins emoji, or parts a word: Textual takes it for no character
-        elif await self._edited(event.key):
+        elif await edited(self, event.key):
             event.stop()
             event.prevent_default()
-
-    async def _edited(self, key: str) -> bool:
-        """Do at once what a key does here; whether it does anything.
-
-        Textual looks for that when the key has gone through all that surrounds this; what was typed right after it
-        would be written before it.
-        """
-        for binding in self._bindings.key_to_bindings.get(key, ()):
-            if not binding.priority and await self.app.run_action(binding.action, self):
-                return True
-        return False
 
     def render_lines(self, crop: Region) -> list[Strip]:
         """The lines with their frame, which emoji in them do not move."""

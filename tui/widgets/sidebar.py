@@ -20,6 +20,7 @@ from textual.widgets.option_list import Option
 from ftllm.chat import store as chats
 from ftllm.chat.store import Hit, SessionInfo, Store
 from tui.text import harmless, one_line
+from tui.widgets.typed import Field
 
 TYPING_SECONDS = 0.15  # the search begins when nothing has been typed for so long
 LISTED = 500  # sessions; a list of more takes too long to make, and nobody reads so far
@@ -98,7 +99,7 @@ class Sidebar(Vertical):
 
     def compose(self) -> ComposeResult:
         self.border_title = "Sessions"
-        yield Input(placeholder=SEARCH)
+        yield Field(placeholder=SEARCH)
         yield OptionList(markup=False)
 
     def on_mount(self) -> None:
