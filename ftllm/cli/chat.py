@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from contextlib import ExitStack
 from dataclasses import fields, replace
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from ftllm.chat.store import SessionInfo
 
 AS_OPTIONS = {"temperature": "temp", "template_kwargs": "template_kwarg"}  # fields whose option has another name
+GARBAGE = 50_000  # new objects after which the screen looks for cycles; Python's own 700 costs a tenth of importing it
 Settings = TypeVar("Settings", LoadSettings, ReplyOptions)
 
 
@@ -244,6 +246,7 @@ def _changed(before: Settings, now: Settings, given: set[str], **parameters: str
 
 def open_screen(target: Target, options: ChatOptions) -> int:
     """Talk on the screen until the person leaves; the exit code."""
+    gc.set_threshold(GARBAGE)
     from tui.app import run_chat
 
     return run_chat(target, options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import traceback
@@ -17,7 +16,6 @@ from ftllm import __version__
 from ftllm.errors import UserError, WorkError
 
 INTERRUPTED = 130
-GARBAGE = 50_000  # new objects after which Python looks for cycles; its own 700 costs a tenth of the time of importing
 FAILED = 1
 # Which extra brings a library that the light core lacks.
 EXTRAS = {
@@ -103,7 +101,6 @@ def program(
 
 def main() -> None:
     """Run the program; turn every failure into one line, a hint and an exit code."""
-    gc.set_threshold(GARBAGE)
     arguments = sys.argv[1:]
     verbose = "--verbose" in arguments
     try:
