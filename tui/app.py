@@ -17,6 +17,7 @@ from typing import ClassVar
 from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.command import Provider
+from textual.css.query import NoMatches
 
 from ftllm.chat.defaults import default_path, read_defaults
 from ftllm.chat.events import Failed, StateSaved
@@ -71,10 +72,13 @@ class ChatApp(App[None]):
             self.theme = str(theme)
 
     def on_mount(self) -> None:
-        """Import what draws Markdown once the screen is there; hear of it when the program goes on after a stop."""
+        """Import what draws Markdown once the screen is there; hear of it when the program is stopped or to end."""
         self.call_after_refresh(Thread(target=import_module, args=("tui.document",), daemon=True).start)
         if not self.is_headless and hasattr(signal, "SIGCONT"):
-            asyncio.get_running_loop().add_signal_handler(signal.SIGCONT, self._take_terminal)
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGCONT, self._take_terminal)
+            loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+            loop.add_signal_handler(signal.SIGTERM, self._end)
 
     def _take_terminal(self) -> None:
         """Take the terminal anew, for a shell has had it.
@@ -83,6 +87,19 @@ class ChatApp(App[None]):
         """
         with self.suspend():
             pass
+
+    def _hang_up(self) -> None:
+        """The terminal is gone, and with it every way to leave in order: keep what is written, and end on the spot."""
+        with suppress(NoMatches):  # there is no screen yet
+            self.conversation.leave()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    def _end(self) -> None:
+        """Leave, and keep what there is to go on with."""
+        with suppress(NoMatches):  # there is no screen yet
+            self.conversation.leave()
+        self.exit()
 
     def get_default_screen(self) -> ChatScreen:
         """The application opens on its conversation."""
@@ -115,8 +132,7 @@ class ChatApp(App[None]):
 
     async def action_quit(self) -> None:
         """Leave; the session is kept to be gone on with."""
-        self.conversation.leave()
-        self.exit()
+        self._end()
 
     def action_help_quit(self) -> None:
         """Ctrl+C with nothing selected leaves, as it does elsewhere in a terminal; what is written is asked about."""
@@ -124,8 +140,7 @@ class ChatApp(App[None]):
         if self._warned_of and self._warned_of != written:
             self.notify("Ctrl+C again leaves without sending what you have written", severity="warning")
             return
-        self.conversation.leave()
-        self.exit()
+        self._end()
 
     def action_toggle_dark(self) -> None:
         """Change between light and dark."""

@@ -112,10 +112,10 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
         opened.close()
 
 
-def start(terminal: Terminal, model: Path, options: str = "") -> None:
+def start(terminal: Terminal, model: Path, options: str = "", shown: str = "Enter sends") -> None:
     terminal.type(f"{sys.executable} -m ftllm chat --temp 0 {options} {model}; echo left with $?")
     terminal.keys("Enter")
-    terminal.until("Enter sends")
+    terminal.until(shown)
 
 
 def test_a_conversation(terminal: Terminal, scripted: Path) -> None:
@@ -257,6 +257,34 @@ def test_stopped_and_let_go_on(terminal: Terminal, scripted: Path, stop: signal.
     terminal.type("echo still here")  # the terminal shows what is typed again
     terminal.keys("Enter")
     terminal.until(r"echo still here\nstill here")
+
+
+def test_what_is_written_outlasts_the_terminal(terminal: Terminal, scripted: Path, tmp_path: Path) -> None:
+    start(terminal, scripted)
+    terminal.until("ready")
+    terminal.type("half a thought")
+    terminal.until("│ half a thought")
+    program, engine = terminal.program(), terminal.engine()
+    terminal.close()
+    deadline = time.monotonic() + PATIENCE
+    while command(program) or command(engine):
+        assert time.monotonic() < deadline, "the program goes on without a terminal"
+        time.sleep(0.05)
+    again = Terminal(tmp_path / "tmux-again")
+    try:
+        start(again, scripted, shown="│ half a thought")
+    finally:
+        again.close()
+
+
+def test_ended_from_outside_it_leaves_as_with_its_key(terminal: Terminal, scripted: Path) -> None:
+    start(terminal, scripted)
+    terminal.until("ready")
+    terminal.type("half a thought")
+    terminal.until("│ half a thought")
+    os.kill(terminal.program(), signal.SIGTERM)
+    assert "half a thought" not in terminal.until("left with 0")
+    start(terminal, scripted, shown="│ half a thought")
 
 
 def test_by_mouse_alone(terminal: Terminal, scripted: Path) -> None:
