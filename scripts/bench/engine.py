@@ -25,7 +25,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +169,7 @@ def compare(model: Path, tool: Path, depth: int, tokens: int, threads: int, roun
     """Medians of all sides, and ratios, at one depth."""
     engine, bare = EngineSide(model, depth, tokens, threads), BareSide(model, depth, tokens, threads)
     measured: dict[str, Callable[[], float]] = {"bare loop": bare, "engine": engine}
-    found = {name: list[float]() for name in measured}
+    names, found = ("llama-bench", *measured), {name: list[float]() for name in measured}
     try:
         for side in measured.values():
             side()  # reads the prompt
@@ -178,18 +177,17 @@ def compare(model: Path, tool: Path, depth: int, tokens: int, threads: int, roun
         for number in range(rounds):
             if number % 10 == 0:
                 print(f"  {depth} tokens of context, round {number + 1} of {rounds}", file=sys.stderr)
-            turns: list[Callable[[], None]] = [
-                bench,
-                *(partial(_note, found[name], measured[name]) for name in measured),
-            ]
-            first = number % len(turns)
-            for turn in (*turns[first:], *turns[:first]):
-                turn()
+            first = number % len(names)
+            for name in (*names[first:], *names[:first]):
+                if name == "llama-bench":
+                    bench()
+                else:
+                    found[name].append(measured[name]())
         found["llama-bench"] = bench.close()
     finally:
         engine.close()
         bare.close()
-    medians = {name: statistics.median(found[name]) for name in ("llama-bench", "bare loop", "engine")}
+    medians = {name: statistics.median(found[name]) for name in names}
     ratios = {
         f"engine / {peer}": statistics.median(
             mine / theirs for mine, theirs in zip(found["engine"], found[peer], strict=True)
@@ -197,10 +195,6 @@ def compare(model: Path, tool: Path, depth: int, tokens: int, threads: int, roun
         for peer in ("llama-bench", "bare loop")
     }
     return medians | ratios
-
-
-def _note(speeds: list[float], side: Callable[[], float]) -> None:
-    speeds.append(side())
 
 
 def main() -> None:
