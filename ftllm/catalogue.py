@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from ftllm import runs
 from ftllm.errors import UserError
-from ftllm.llama.gpus import memory_for_models
 from ftllm.llama.header import Header, read_header
 from ftllm.llama.types import FILE_TYPES
+from ftllm.values import dataclass
 
 PREFERRED = "Q4_K_M"
 NANO = Path("models/nano")
@@ -93,6 +92,8 @@ def nano_directory() -> Path | None:
 
 def everything(runs_root: Path = runs.DEFAULT_RUNS, nano: Path = NANO) -> list[Model]:
     """Every model there is: those of runs, oldest run first, those lying here, and those in the Hub's cache."""
+    from ftllm.llama.gpus import memory_for_models
+
     memory = memory_for_models()
     found = []
     for run in runs.all_runs(runs_root):

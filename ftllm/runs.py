@@ -22,13 +22,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 from ftllm.errors import UserError
 from ftllm.files import sha256_file, write_json
+from ftllm.values import dataclass
 
 DEFAULT_RUNS = Path("runs")
 LIBRARIES = (

@@ -36,6 +36,9 @@ from tui.text import without_controls
 STATE_SECONDS = 15.0
 """How long leaving waits for what the model has read to be written; a gigabyte takes one or two."""
 
+LATER = 0.4
+"""Seconds after the start, for what is not needed at once: the first keys typed do not wait for it."""
+
 
 def _commands() -> type[Provider]:
     from tui.palette import CommandProvider
@@ -72,8 +75,8 @@ class ChatApp(App[None]):
             self.theme = str(theme)
 
     def on_mount(self) -> None:
-        """Import what draws Markdown once the screen is there; hear of it when the program is stopped or to end."""
-        self.call_after_refresh(Thread(target=import_module, args=("tui.document",), daemon=True).start)
+        """Import what draws Markdown soon; hear of it when the program is stopped or to end."""
+        self.set_timer(LATER, Thread(target=import_module, args=("tui.document",), daemon=True).start)
         if not self.is_headless and hasattr(signal, "SIGCONT"):
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(signal.SIGCONT, self._take_terminal)

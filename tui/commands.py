@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from inspect import isawaitable
 
 from textual import actions
@@ -11,6 +11,7 @@ from textual.binding import Binding
 from textual.dom import DOMNode
 
 from ftllm.chat.settings import SETTINGS
+from ftllm.values import dataclass
 
 MESSAGE_PREFIX = "//"
 """What a message begins with that is to begin with a slash."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from ftllm.chat.events import AnyEvent, Failed, Loaded, StateSaved
@@ -10,6 +9,7 @@ from ftllm.chat.options import LoadSettings
 from ftllm.chat.remote import Target
 from ftllm.chat.states import prune
 from ftllm.errors import UserError
+from ftllm.values import dataclass
 from tui.inbox import Inbox
 from tui.talker import Talker
 

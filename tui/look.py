@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from rich.style import Style
 from rich.theme import Theme
 from textual.strip import Strip
 
+from ftllm.values import dataclass
 from tui.text import wrap
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from textual.strip import Strip
 
+from ftllm.values import dataclass
 from tui.look import Look
 
 if TYPE_CHECKING:

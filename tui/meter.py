@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ftllm.chat.events import (
     AnyEvent,
@@ -18,6 +18,7 @@ from ftllm.chat.events import (
     ThinkEnd,
     ThinkStart,
 )
+from ftllm.values import dataclass
 
 
 @dataclass(frozen=True)

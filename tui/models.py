@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ftllm.catalogue import choose, everything, projector_beside
 from ftllm.chat.options import LoadSettings
 from ftllm.chat.remote import Remote, Target, is_address, parse_remote
 from ftllm.errors import UserError
+from ftllm.values import dataclass
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ftllm.chat.options import ChatOptions
 from ftllm.chat.remote import Target
 from ftllm.chat.store import Store
+from ftllm.values import dataclass
 from tui.inbox import Inbox
 from tui.talker import Talker
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.segment import Segment
@@ -25,6 +24,7 @@ from ftllm.chat.events import (
 from ftllm.chat.options import ThoughtMode
 from ftllm.chat.session import thought_title, thoughts_of
 from ftllm.chat.store import Node
+from ftllm.values import dataclass
 from tui.growing import GrowingProse
 from tui.look import Page
 from tui.markdown import CodeBlock, code_blocks, parse, render

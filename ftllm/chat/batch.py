@@ -12,7 +12,7 @@ import json
 import queue
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from ftllm.llama.header import read_header
 from ftllm.llama.model import Model
 from ftllm.llama.text import TextStream, control_texts
 from ftllm.loops import LoopGuard
+from ftllm.values import dataclass
 
 TIMINGS = ("thought_seconds", "tokens_per_second", "time_to_first_token")  # say nothing where answers share the machine
 FORM = (

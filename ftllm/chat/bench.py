@@ -6,7 +6,7 @@ import queue
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ftllm.chat.events import AnyEvent, Done, Failed, Loaded, Prepared, PromptPr
 from ftllm.chat.options import LoadSettings, ReplyOptions
 from ftllm.chat.session import Reply
 from ftllm.errors import UserError
+from ftllm.values import dataclass
 
 WORDS = ("the", "of", "and", "a", "to", "in", "is", "you", "that", "it", "he", "was", "for", "on", "are", "with", "his")
 SLACK = 256  # tokens of context beyond a prompt and its reply, for the second turn

@@ -17,7 +17,7 @@ from ftllm.chat import logs
 from ftllm.chat.events import AnyCommand, AnyEvent, Failed, command_to_json, from_json
 from ftllm.chat.watch import Patience, Watch
 from ftllm.errors import WorkError
-from ftllm.llama import native
+from ftllm.llama.environment import quickest
 
 LOG_LINES = 12  # of a crashed engine's log, in its `Failed`
 
@@ -116,7 +116,7 @@ def _spawn(log: Path) -> subprocess.Popen[bytes]:
     with log.open("ab") as output:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "ftllm.chat.worker"],
-            env=native.quickest(os.environ) | {"PYTHONPATH": os.pathsep.join(paths)},  # `Company` gives way to others
+            env=quickest(os.environ) | {"PYTHONPATH": os.pathsep.join(paths)},  # `Company` gives way to others
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=output,

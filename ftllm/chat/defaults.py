@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from ftllm.chat.settings import BY_NAME, OF_REPLIES, Value, Values
 from ftllm.errors import UserError
 from ftllm.files import write_text
+from ftllm.values import dataclass
 
 FILE = "chat.toml"
 PRESETS, ENDPOINTS = "presets", "endpoints"

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, cast
 
 from ftllm.chat import wire
@@ -26,6 +26,7 @@ from ftllm.chat.writer import Writer
 from ftllm.errors import UserError, WorkError
 from ftllm.loops import LoopGuard
 from ftllm.thoughts import ThoughtTags
+from ftllm.values import dataclass
 
 if TYPE_CHECKING:
     import httpx

@@ -12,10 +12,11 @@ A reply's events come in this order; a `Failed` may cut it anywhere and is then 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from typing import Any, Literal, TypeAlias
 
 from ftllm.chat.options import LoadSettings, ReplyOptions, SamplingOptions
+from ftllm.values import dataclass
 
 DoneReason = Literal["stop", "length", "context", "stopped", "loop"]
 """`stop`: by the model; `length`: the token limit; `context`: the context is full; `stopped`: by request;

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +16,7 @@ from ftllm.llama import native
 from ftllm.llama.context import AbortedError, Context
 from ftllm.llama.state import load_file, restore, save_file, snapshot
 from ftllm.llama.vision import FIRST_ID
+from ftllm.values import dataclass
 
 CHUNK = 512  # tokens of prompt between two looks at whether to stop (where llama.cpp cannot be aborted: on GPUs)
 POINTS = 4  # places to come back to: before and after the last two turns

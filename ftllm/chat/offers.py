@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ftllm import __version__
@@ -12,6 +11,7 @@ from ftllm.chat import wire
 from ftllm.chat.refusals import BusyError, check, lost
 from ftllm.chat.remote import Remote, api_key
 from ftllm.errors import UserError
+from ftllm.values import dataclass
 
 SECONDS = 4.0  # a list that takes longer is not worth waiting for
 CONTEXT_FIELDS = ("max_model_len", "n_ctx", "context_length", "context_window", "n_ctx_train")

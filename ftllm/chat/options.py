@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ftllm.errors import UserError
 from ftllm.runs import DEFAULT_RUNS
+from ftllm.values import dataclass
 
 if TYPE_CHECKING:
     from ftllm.chat.defaults import Defaults

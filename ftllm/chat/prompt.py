@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from ftllm.errors import UserError
 from ftllm.render import one_bos, prompt_ids
 from ftllm.templates import NOT_THINKING, THINKING, render_template
 from ftllm.thoughts import ThoughtTags, opens_thought, tags_of
+from ftllm.values import dataclass
 from ftllm.vocabulary import Vocabulary
 
 if TYPE_CHECKING:

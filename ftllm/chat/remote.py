@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
 from ftllm.errors import UserError
+from ftllm.values import dataclass
 
 KEY_VARIABLE = "FTLLM_API_KEY"
 KEYRING_SERVICE = "ftllm"

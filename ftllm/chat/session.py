@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, Literal
 
 from ftllm.chat.events import (
@@ -20,6 +20,7 @@ from ftllm.chat.events import (
     ThinkStart,
     TurnsDropped,
 )
+from ftllm.values import dataclass
 
 StopReason = DoneReason | Literal["failed", "interrupted"]
 """`failed`: the engine did; `interrupted`: this program ended first."""

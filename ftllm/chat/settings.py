@@ -6,11 +6,12 @@ import json
 import math
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeAlias, get_args
 
 from ftllm.chat.options import LoopMode, Overflow, ReplyOptions, ThinkMode, ThoughtMode, template_kwargs_of
 from ftllm.errors import UserError
+from ftllm.values import dataclass
 
 Value: TypeAlias = str | int | float | bool | Mapping[str, Any] | None
 Values: TypeAlias = Mapping[str, Value]

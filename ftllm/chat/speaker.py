@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from ftllm.llama.sampling import Sampler, Sampling
 from ftllm.llama.text import TextStream, control_texts
 from ftllm.loops import LoopGuard
 from ftllm.thoughts import tags_of
+from ftllm.values import dataclass
 
 TIME_TO_ANSWER = "\n\nTime to answer.\n"  # what ends a thought that was cut off, before the closing tag
 ROOM = 4  # a conversation is held to leave a quarter of the context to the reply, where turns may be dropped

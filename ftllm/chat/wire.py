@@ -7,7 +7,6 @@ import json
 import mimetypes
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from ftllm.chat.options import ReplyOptions
 from ftllm.chat.prompt import is_begun
 from ftllm.errors import WorkError
 from ftllm.files import read_image
+from ftllm.values import dataclass
 
 MAX_EVENT = 16 << 20  # bytes of one event; more is no chat
 NOT_OPENAI = "give the address of an OpenAI-compatible endpoint, which often ends in /v1"

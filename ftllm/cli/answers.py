@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from ftllm.chat.session import Reply
 from ftllm.cli.wanted import Wanted
 from ftllm.errors import UserError, WorkError
 from ftllm.progress import Reporter
+from ftllm.values import dataclass
 
 if TYPE_CHECKING:
     from ftllm.chat.ask import Kept

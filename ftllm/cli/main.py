@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -14,6 +14,7 @@ import typer
 
 from ftllm import __version__
 from ftllm.errors import UserError, WorkError
+from ftllm.values import dataclass
 
 INTERRUPTED = 130
 FAILED = 1
@@ -104,7 +105,9 @@ def main() -> None:
     arguments = sys.argv[1:]
     verbose = "--verbose" in arguments
     try:
-        code = build(arguments)(args=arguments, prog_name="ftllm", standalone_mode=False)
+        application = build(arguments)
+        gc.enable()
+        code = application(args=arguments, prog_name="ftllm", standalone_mode=False)
     except KeyboardInterrupt:
         code = INTERRUPTED
     except typer.Abort:

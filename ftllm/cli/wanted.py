@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Set
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftllm.chat.options import ChatOptions, LoadSettings
 from ftllm.errors import UserError
+from ftllm.values import dataclass
 
 if TYPE_CHECKING:
     from ftllm.chat.remote import Target

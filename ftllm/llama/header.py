@@ -10,13 +10,13 @@ import errno
 import mmap
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from ftllm.errors import UserError, WorkError
 from ftllm.llama.types import FILE_TYPE_NAMES, TENSOR_TYPES
+from ftllm.values import dataclass
 
 MAGIC = b"GGUF"
 NEWEST_VERSION = 3

@@ -11,25 +11,16 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ftllm.errors import WorkError
+from ftllm.llama.environment import SHORT_SPIN
 
 Sink = Callable[[str], None]
-
-SHORT_SPIN, LONG_SPIN = "2000", "300000"
-"""How often libgomp's threads look whether the others have come before they sleep: 0.1 milliseconds, or about 20.
-
-They meet hundreds of times a token. Short is for work beside other work: on two cores, beside one busy program, two
-threads give 17 tokens/s so, and 4 with the long one, which occupies the core that the thread they wait for needs. Where
-nothing else runs, short costs 2 to 5 in a hundred, the most where a hypervisor takes a core away now and then.
-"""
-
-_HUGE_PAGES = "glibc.malloc.hugetlb"
 
 DEBUG, CONTINUED = 1, 5  # ggml_log_level in ggml.h
 
@@ -80,19 +71,6 @@ def _set_in_environment(name: str, value: str) -> Iterator[None]:
         yield
     finally:
         del os.environ[name]
-
-
-def quickest(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a new process that has the processors to itself, what the person has set left as it is.
-
-    Its threads wait long for each other, and where Linux gives large pages to those who ask (glibc reads the setting
-    when a process starts), the memory of the conversation lies in them: 2 in a hundred more tokens a second at 1,024
-    tokens of context, 5 at 16,384.
-    """
-    tunables = environment.get("GLIBC_TUNABLES", "")
-    if _HUGE_PAGES not in tunables:
-        tunables = ":".join(filter(None, [tunables, f"{_HUGE_PAGES}=1"]))
-    return {"GOMP_SPINCOUNT": LONG_SPIN, **environment, "GLIBC_TUNABLES": tunables}
 
 
 def log_callback() -> Any:

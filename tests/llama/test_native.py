@@ -10,6 +10,7 @@ import pytest
 
 from ftllm.llama import native
 from ftllm.llama.context import Context
+from ftllm.llama.environment import quickest
 from ftllm.llama.machine import available_cpus, available_memory, default_threads, physical_cores
 from ftllm.llama.model import Model
 
@@ -74,5 +75,5 @@ def test_the_machine() -> None:
 
 def test_what_the_person_has_set_stays() -> None:
     theirs = {"GOMP_SPINCOUNT": "7", "GLIBC_TUNABLES": "glibc.malloc.check=3", "HOME": "/home/me"}
-    assert native.quickest(theirs) == theirs | {"GLIBC_TUNABLES": "glibc.malloc.check=3:glibc.malloc.hugetlb=1"}
-    assert native.quickest({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"})["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=0"
+    assert quickest(theirs) == theirs | {"GLIBC_TUNABLES": "glibc.malloc.check=3:glibc.malloc.hugetlb=1"}
+    assert quickest({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"})["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=0"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,6 +14,7 @@ from textual.content import Content
 from textual.widgets import Input, Static
 
 from ftllm.errors import UserError
+from ftllm.values import dataclass
 from tui.screens.dialog import ESCAPE, Dialog
 from tui.widgets.typed import Field
 

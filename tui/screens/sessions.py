@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from textual import on
+from textual import events, on
 from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.css.query import NoMatches
@@ -19,6 +19,9 @@ from tui.screens.choosing import ChoosingScreen
 from tui.widgets.composer import Composer
 from tui.widgets.sidebar import Sidebar
 
+WIDE = 100
+"""From how many columns on the sidebar stands beside the conversation."""
+
 
 class SessionsScreen(ChoosingScreen):
     """A conversation that can be left for another one.
@@ -26,7 +29,6 @@ class SessionsScreen(ChoosingScreen):
     Where a session is left, its place on the screen is kept in the store, and what the model has read in a file.
     """
 
-    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+s,f5", "sessions", "Sessions", priority=True, tooltip="Show the sessions, and search in them"),
         Binding("f6", "new_session", "New session", show=False, priority=True, tooltip="Begin a new session"),
@@ -54,6 +56,16 @@ class SessionsScreen(ChoosingScreen):
             return self.query_one(Sidebar)
         except NoMatches:
             return None
+
+    @property
+    def narrow(self) -> bool:
+        """Whether the sidebar has no room beside the conversation, and lies over it."""
+        return self.size.width < WIDE
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Lay the sidebar beside the conversation, or over it."""
+        if (sidebar := self.sidebar) is not None:
+            sidebar.set_class(event.size.width < WIDE, "-narrow")
 
     @property
     def in_sidebar(self) -> bool:
@@ -177,6 +189,7 @@ class SessionsScreen(ChoosingScreen):
                 sidebar.query_one("Input").focus()
             return
         sidebar = Sidebar(self.conversation.store)
+        sidebar.set_class(self.narrow, "-narrow")
         sidebar.current = self.conversation.info.id if self.conversation.info is not None else None
         await self.mount(sidebar, before=0)
         sidebar.query_one("Input").focus()
@@ -203,13 +216,13 @@ class SessionsScreen(ChoosingScreen):
     def _opened(self, event: Sidebar.Opened) -> None:
         if event.node is None:
             self._back_to_writing()
-        elif self.has_class("-narrow"):
+        elif self.narrow:
             self.run_worker(self._close())
         self.open_session(event.session, event.node, thought=event.thought)
 
     def _back_to_writing(self) -> None:
         """The sidebar stays where there is room for it."""
-        if self.sidebar is not None and self.has_class("-narrow"):
+        if self.sidebar is not None and self.narrow:
             self.run_worker(self._close())
         self.query_one(Composer).focus()
 

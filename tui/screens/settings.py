@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 from textual import on
@@ -28,6 +27,7 @@ from ftllm.chat.settings import (
     at_endpoint,
 )
 from ftllm.errors import UserError
+from ftllm.values import dataclass
 from tui.screens.dialog import ESCAPE, Dialog
 from tui.widgets.choice import Choice
 from tui.widgets.typed import Field

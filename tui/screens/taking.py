@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, cast
 from ftllm.chat import store as chats
 from ftllm.errors import UserError
 from tui.markdown import CodeBlock, links
-from tui.screens.path import PathScreen, Writing
 from tui.screens.sessions import SessionsScreen
 from tui.text import counted, file_name
 from tui.turns import ReplyTurn, Turn
@@ -64,6 +63,8 @@ class TakingScreen(SessionsScreen):
 
     def action_export(self, name: str = "") -> None:
         """Write the session to a file."""
+        from tui.screens.path import PathScreen, Writing
+
         info = self.conversation.info
         if info is None:
             self.notify("There is nothing to export yet", timeout=2)
@@ -105,6 +106,8 @@ class TakingScreen(SessionsScreen):
 
     def _save_code(self, blocks: list[CodeBlock], number: int = 0) -> None:
         """Ask where to, and write a block of code there."""
+        from tui.screens.path import PathScreen, Writing
+
         if not blocks or number > len(blocks):
             self._no_code(number)
             return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass
 
 from textual import events
 from textual.geometry import Region
@@ -11,6 +10,7 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widgets import TextArea
 
+from ftllm.values import dataclass
 from tui.commands import MESSAGE_PREFIX, is_command
 from tui.steady import steady
 from tui.widgets.completions import Completion, Completions

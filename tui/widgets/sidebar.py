@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 from textual import on
@@ -19,6 +18,7 @@ from textual.widgets.option_list import Option
 
 from ftllm.chat import store as chats
 from ftllm.chat.store import Hit, SessionInfo, Store
+from ftllm.values import dataclass
 from tui.text import harmless, one_line
 from tui.widgets.typed import Field
 

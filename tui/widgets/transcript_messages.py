@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from textual.message import Message
 
+from ftllm.values import dataclass
 from tui.turns import Turn
 
 

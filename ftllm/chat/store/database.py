@@ -8,11 +8,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from ftllm.chat.store.images import tidy
 from ftllm.errors import UserError, WorkError
+from ftllm.values import dataclass
 
 FILE_NAME = "chats.db"
 BUSY_SECONDS = 5.0  # how long to wait for another process's write

@@ -6,7 +6,6 @@ images stay where they are.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -81,6 +80,8 @@ def _names(text: str) -> list[str]:
 
 
 def _kept(folder: Path, name: str, data: bytes) -> str:
+    import hashlib
+
     path = folder / hashlib.sha256(data).hexdigest()[:32] / name
     try:
         folder.mkdir(mode=0o700, exist_ok=True)

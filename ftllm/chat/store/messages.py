@@ -6,7 +6,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ftllm.chat.store.database import Store
 from ftllm.chat.store.images import from_row, keep, to_row
 from ftllm.chat.store.sessions import settings_from_json, settings_to_json, title_of
 from ftllm.errors import UserError
+from ftllm.values import dataclass
 
 _SIBLINGS = (
     "SELECT count(*) FROM messages b WHERE b.session_id = m.session_id AND b.parent_id IS m.parent_id"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from dataclasses import dataclass
 from typing import Literal
 
 from ftllm.chat.store.database import Store
+from ftllm.values import dataclass
 
 AROUND = 60  # characters of context on each side of a hit
 TRIGRAM = 3  # characters of what the index holds

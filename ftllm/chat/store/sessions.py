@@ -7,13 +7,14 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from typing import Any, TypeVar
 
 from ftllm.chat.options import LoadSettings, ReplyOptions
 from ftllm.chat.store.database import Store
 from ftllm.chat.store.images import tidy
 from ftllm.errors import UserError
+from ftllm.values import dataclass
 
 Settings = TypeVar("Settings", LoadSettings, ReplyOptions)
 TITLE_LENGTH = 60  # characters of a title taken from the first message
