@@ -38,9 +38,9 @@ from ftllm.chat.engine import Engine
 from ftllm.chat.events import AnyEvent, Done, Failed, Stats
 from ftllm.chat.options import LoadSettings, ReplyOptions
 from ftllm.export import fetch
+from ftllm.llama.environment import LONG_SPIN
 from ftllm.llama.header import read_header
 from ftllm.llama.machine import default_threads
-from ftllm.llama.environment import LONG_SPIN
 
 PIPE_BYTES = 4096  # the least that Linux makes a pipe
 LEAST = {1024: 0.98, 16_384: 0.96}  # of llama-bench

@@ -221,6 +221,7 @@ def chat(model: Path, tokens: int, figures: Path) -> None:
     with Voice(put) as voice, open_store() as store:
         voice.load(model)
         app = ChatApp(Setup(voice, inbox, store, model, options))
+        app._take_terminal = lambda: None  # it is stopped between replies, but nobody else has had the terminal
         app.run()
 
 
