@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from itertools import takewhile
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +18,7 @@ from ftllm.errors import UserError, WorkError
 from ftllm.values import dataclass
 
 INTERRUPTED = 130
+HELP = {"-h", "--help"}
 FAILED = 1
 # Which extra brings a library that the light core lacks.
 EXTRAS = {
@@ -60,22 +62,23 @@ VERBS: dict[str, Verb] = {
 
 
 def build(arguments: Sequence[str]) -> typer.Typer:
-    """The application for one command line: every verb is named, only the one asked for is imported."""
+    """The application for one command line: the verb asked for alone, or every verb, named and not imported."""
     app = typer.Typer(
         name="ftllm",
         help="Fine-tune a reasoning model on your own machine, export it to GGUF, and talk to it in this terminal.",
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={"help_option_names": sorted(HELP)},
     )
     app.callback(invoke_without_command=True)(program)
-    asked = next((argument for argument in arguments if not argument.startswith("-")), None)
+    options = list(takewhile(lambda argument: argument.startswith("-"), arguments))
+    asked = next(iter(arguments[len(options) :]), "")
+    if asked in VERBS and not HELP & set(options):
+        app.command(asked, short_help=VERBS[asked].summary)(load(VERBS[asked]))
+        return app
     for name, verb in VERBS.items():
-        if name == asked:
-            app.command(name, short_help=verb.summary)(load(verb))
-        else:
-            app.command(name, short_help=verb.summary)(_named_only)
+        app.command(name, short_help=verb.summary)(_named_only)
     return app
 
 
@@ -87,7 +90,7 @@ def load(verb: Verb) -> Callable[..., None]:
 
 
 def _named_only() -> None:
-    """Stands for a verb that this command line does not use."""
+    """Stands for a verb where verbs are only named."""
 
 
 def program(

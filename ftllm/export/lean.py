@@ -1,15 +1,17 @@
-"""What torch and transformers import that a conversion has no use for, kept out: a second of the worker's start."""
+"""What torch and transformers import that an export has no use for, kept out: one to three seconds of each start."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 import types
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 COMPILER = "torch._dynamo"
+INDEXING = f"{COMPILER}._trace_wrapped_higher_order_op"
+MARKS = ("disable", "allow_in_graph", "assume_constant_result")  # what a function is to the compiler, else as it is
 
 
 def skip_documentation() -> None:
@@ -20,14 +22,57 @@ def skip_documentation() -> None:
 
 @contextmanager
 def without_compiler() -> Iterator[None]:
-    """Shapes of lazy tensors are computed by functions that load torch's compiler only to be left alone by it."""
-    if COMPILER in sys.modules:
+    """Shapes of lazy tensors are computed, and models defined, by functions that are only marked for the compiler."""
+
+    def mark(function: Any = None, *_: Any, **__: Any) -> Any:
+        return function if function is not None else lambda marked: marked
+
+    with _stand_in(COMPILER, dict.fromkeys(MARKS, mark)):
+        yield
+
+
+@contextmanager
+def for_inference() -> Iterator[None]:
+    """What transformers' models are imported in that run as they are, and in one place.
+
+    For a way to make masks that few models take, the compiler's class is asked for when one is made so. What spreads a
+    model over several processes is left out, as it is where torch was built without it.
+    """
+    skip_documentation()
+    distributed: Any = importlib.import_module("torch.distributed")
+    there = distributed.is_available
+    with ExitStack() as stack:
+        stack.callback(setattr, distributed, "is_available", there)
+        distributed.is_available = lambda: False
+        stack.enter_context(without_compiler())
+        stack.enter_context(_stand_in(INDEXING, {"TransformGetItemToIndex": _indexing}))
+        importlib.import_module("transformers.modeling_utils")
+        yield
+
+
+def _indexing() -> Any:
+    return importlib.import_module(INDEXING).TransformGetItemToIndex()
+
+
+@contextmanager
+def _stand_in(name: str, values: dict[str, Callable[..., Any]]) -> Iterator[None]:
+    """A module with these values alone in place of one that is not imported yet; asked for others, it gives way."""
+    if name in sys.modules:
         yield
         return
-    stand_in: Any = types.ModuleType(COMPILER)
-    stand_in.disable = lambda function, *_, **__: function
-    sys.modules[COMPILER] = stand_in
+    module: Any = types.ModuleType(name)
+
+    def give_way(wanted: str) -> Any:
+        if wanted.startswith("__"):  # asked by importlib
+            raise AttributeError(wanted)
+        if sys.modules.get(name) is module:
+            del sys.modules[name]
+        return getattr(importlib.import_module(name), wanted)
+
+    module.__dict__.update(values, __getattr__=give_way)
+    sys.modules[name] = module
     try:
         yield
     finally:
-        del sys.modules[COMPILER]
+        if sys.modules.get(name) is module:
+            del sys.modules[name]

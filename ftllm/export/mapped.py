@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from transformers import AutoModelForCausalLM
+from transformers.initialization import no_init_weights
 
 PIECE = 1 << 22  # values of a matrix that are float32 at a time; with half of them products took a fifth longer
 FEW = 256  # positions, below which `weight @ x.T` is the quicker product: by a quarter at 48; beyond, `x @ weight.T` is
@@ -25,7 +26,7 @@ def load(directory: Path, dtype: torch.dtype) -> Any:
     """A checkpoint all of whose weights are of type `dtype`, as a model in float32."""
     options: dict[str, Any] = {"attn_implementation": "eager"}
     stored: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True, **options)
-    with init_empty_weights():  # buffers are computed, in float32
+    with init_empty_weights(), no_init_weights():  # buffers are computed, in float32
         model: Any = AutoModelForCausalLM.from_config(stored.config, dtype=torch.float32, **options)
     room = torch.empty(PIECE)
     for name, module in model.named_modules():

@@ -35,10 +35,13 @@ class Truth:
     @classmethod
     def of(cls, base: Path, adapter: Path | None, offload: Path | None = None, *, alone: bool = True) -> Truth:
         """Compute it from a base and an adapter; `offload` and `alone` as in `Reference`."""
-        from ftllm.export.reference import Reference
-        from ftllm.export.tokens import read_tokens, sequence
+        from ftllm.export import lean
 
-        reference = Reference(base, adapter, offload=offload, alone=alone)
+        with lean.for_inference():
+            from ftllm.export.reference import Reference
+            from ftllm.export.tokens import read_tokens, sequence
+
+            reference = Reference(base, adapter, offload=offload, alone=alone)
         tokens = read_tokens(base, reference.n_vocab)
         ids = sequence(tokens, reference.bos)
         (states,) = reference.hidden([ids])

@@ -1,0 +1,65 @@
+"""What is left out of imports is not missed, and is there again afterwards."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+IDS = list(range(3, 35))
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from ftllm.export import lean
+
+with lean.for_inference():
+    from ftllm.export.reference import Reference
+    reference = Reference(Path(sys.argv[1]), None)
+(states,) = reference.hidden([json.loads(sys.argv[2])])
+logits = reference.logits(states).tolist()
+imported = [name for name in sys.argv[3:] if name in sys.modules]
+
+import torch
+from transformers.masking_utils import sdpa_mask
+
+def seen(batch, head, query, key):
+    return key <= torch.arange(4)[query]  # a tensor indexed by one that vmap holds
+
+late = sdpa_mask(1, 4, 4, mask_function=seen, use_vmap=True, allow_is_causal_skip=False)
+import torch._dynamo
+made = [torch.distributed.is_available(), "torch._dynamo.convert_frame" in sys.modules]
+print(json.dumps({"logits": logits, "imported": imported, "mask": late.tolist(), "made": made}))
+"""
+LEFT_OUT = ("torch._dynamo", "torch.distributed.tensor", "torch.distributed.fsdp")
+
+
+@pytest.fixture(scope="module")
+def said(nano: Path) -> dict[str, Any]:
+    command = [sys.executable, "-c", SCRIPT, str(nano), json.dumps(IDS), *LEFT_OUT]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return told
+
+
+def test_a_model_runs_without_what_it_does_not_use(said: dict[str, Any], nano: Path) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(nano, dtype=torch.float32, attn_implementation="eager")
+    with torch.inference_mode():
+        wanted = model(input_ids=torch.tensor([IDS])).logits[0].numpy()
+    np.testing.assert_allclose(said["logits"], wanted, rtol=1e-4, atol=1e-4)
+    assert said["imported"] == []
+
+
+def test_masks_that_need_the_compiler_are_made(said: dict[str, Any]) -> None:
+    assert said["mask"] == torch.ones(1, 1, 4, 4).tril().bool().tolist()
+
+
+def test_afterwards_all_is_as_ever(said: dict[str, Any]) -> None:
+    assert said["made"] == [torch.distributed.is_available(), True]
