@@ -102,9 +102,10 @@ class _Packer(gguf.GGUFWriter):  # type: ignore[misc]
             lengths = struct.Struct("<Q")
             data = b"".join(part for item in encoded for part in (lengths.pack(len(item)), item))
             kind = Kind.STRING
-        elif len(kinds) == 1 and next(iter(kinds)) in (int, float):
-            kind, dtype = (Kind.INT32, "<i4") if int in kinds else (Kind.FLOAT32, "<f4")
-            data = np.array(val, dtype=dtype).tobytes()
+        elif kinds == {float}:
+            kind, data = Kind.FLOAT32, np.array(val, dtype="<f4").tobytes()
+        elif kinds and all(issubclass(known, int) and known is not bool for known in kinds):  # enumerations, too
+            kind, data = Kind.INT32, np.array(val, dtype="<i4").tobytes()
         else:
             return bytes(super()._pack_val(val, vtype, add_vtype, sub_type))
         prefix = struct.pack("<I", vtype) if add_vtype else b""

@@ -5,8 +5,9 @@
     python scripts/bench/export.py --pairs 8 --verification   # only what verifying (quick) adds to an export
 
 The model has Gemma 3 1B's shape (scripts/bench/gemma1b.py), the peers' tools are those of scripts/build_llama_tools.
-Neither side verifies; what that adds is measured by itself, against the same export without. Memory is the peak of anonymous memory summed over all processes of a side, ten times a second;
-scratch is what lies on the disk beyond the files asked for. Rounds are interleaved; figures are medians.
+Neither side verifies; what that adds is measured by itself, against the same export without. Memory is the peak of
+anonymous memory summed over all processes of a side, ten times a second; scratch is what lies on the disk beyond the
+files asked for. Rounds are interleaved; figures are medians.
 """
 
 from __future__ import annotations
