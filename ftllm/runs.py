@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from ftllm.errors import UserError
-from ftllm.files import sha256_file, write_json
+from ftllm.files import write_json
 from ftllm.values import dataclass
 
 DEFAULT_RUNS = Path("runs")
@@ -272,11 +272,6 @@ def source_revision() -> str | None:
 def now() -> str:
     """The time in UTC, ISO 8601 with microseconds, so that it sorts."""
     return datetime.now(UTC).isoformat()
-
-
-def hash_files(paths: list[Path], base: Path | None = None) -> dict[str, str]:
-    """SHA-256 of each file, by its path relative to `base` where one is given."""
-    return {str(path.relative_to(base)) if base else str(path): sha256_file(path) for path in sorted(paths)}
 
 
 def day_of(manifest: dict[str, Any]) -> date | None:

@@ -11,7 +11,7 @@ from ftllm import runs
 from ftllm.errors import UserError
 from ftllm.export.checkpoint import SETTINGS, base_files, check_checkpoint, read_json, weight_files
 from ftllm.export.lora import DAMAGED
-from ftllm.files import sha256_file
+from ftllm.hashes import known_sha256
 from ftllm.hubfiles import repository_of, snapshot
 from ftllm.mirrors import is_four_bit, original
 
@@ -93,7 +93,7 @@ def check_base(source: Source) -> dict[str, str]:
     Raises:
         UserError: the base is not the one the adapter was trained on.
     """
-    hashes = {path.name: sha256_file(path) for path in base_files(source.base)}
+    hashes = {path.name: known_sha256(path) for path in base_files(source.base)}
     for name in (name for name in hashes if name in source.expected and name not in SETTINGS):
         if hashes[name] != source.expected[name]:
             raise UserError(

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ftllm.errors import UserError
+from ftllm.hashes import known_sha256
 from ftllm.hubfiles import is_repository, snapshot
 from ftllm.mirrors import is_four_bit, original
-from ftllm.runs import hash_files
 from ftllm.vocabulary import TOKENIZER_FILES, TOKENIZER_PATTERNS
 
 # Everything a tokenizer may be made of; copied byte for byte, since transformers 5 re-saves it incompletely.
@@ -90,7 +90,8 @@ class Base:
         place: dict[str, Any] = {"path": str(self.path)}
         if self.repository:
             place |= {"repo": self.repository, "revision": self.revision}
-        return {**place, "files": hash_files(self.files, self.path)}
+        files = {str(file.relative_to(self.path)): known_sha256(file) for file in sorted(self.files)}
+        return {**place, "files": files}
 
     def parameters(self) -> int:
         """How many weights its files hold, from their headers alone.
