@@ -1,7 +1,7 @@
 """SHA-256 of large files, remembered: a base of 24 GB takes a minute or more each time it is exported.
 
 What was found goes into the user's cache, with the file's size, inode and times. A file that was written since has
-another time of change, which no program can set, and is hashed anew.
+another time of change, which no program can set (on Windows another time of writing), and is hashed anew.
 """
 
 from __future__ import annotations
