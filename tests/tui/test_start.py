@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Each took a tenth of the start or more, and nothing needs it before the first message.
+# Nothing needs these before the first message, and most took a tenth of the start or more.
 LATER = (
     "pydantic",
     "ftllm.hub",
@@ -17,6 +17,9 @@ LATER = (
     "rich.progress",
     "numpy",
     "llama_cpp",
+    "ftllm.llama.gpus",
+    "tui.document",
+    "tui.screens.path",
 )
 SCRIPT = f"""
 import sys
