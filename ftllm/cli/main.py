@@ -108,8 +108,11 @@ def main() -> None:
     arguments = sys.argv[1:]
     verbose = "--verbose" in arguments
     try:
-        application = build(arguments)
-        gc.enable()
+        gc.disable()  # as where this module is imported, for the verb is
+        try:
+            application = build(arguments)
+        finally:
+            gc.enable()
         code = application(args=arguments, prog_name="ftllm", standalone_mode=False)
     except KeyboardInterrupt:
         code = INTERRUPTED

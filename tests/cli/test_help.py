@@ -137,3 +137,14 @@ def test_interrupted() -> None:
         _, errors = child.communicate(timeout=60)
     assert child.returncode == 130
     assert errors == "interrupted\n"
+
+
+@pytest.mark.parametrize("start", ["import ftllm.__main__", "import ftllm.cli.main as m; m.build(['chat']); m.main()"])
+def test_garbage_is_looked_for_again(start: str) -> None:
+    """In processes that multiprocessing starts, which import the program and run something else, too."""
+    code = (
+        "import sys, gc\nsys.argv = ['ftllm', '--version']\n"
+        f"try:\n    {start}\nexcept SystemExit:\n    pass\nprint(gc.isenabled())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.stdout.splitlines()[-1:] == ["True"], done.stderr

@@ -17,6 +17,7 @@ from ftllm.chat.states import state_file
 from ftllm.chat.store import Recovery, SessionInfo
 from tui.widgets.composer import Composer
 from tui.widgets.sidebar import Sidebar, age
+from tui.widgets.transcript import Transcript
 
 
 @pytest.fixture(autouse=True)
@@ -268,3 +269,16 @@ async def test_a_models_hash_tells_another_one_of_the_same_name() -> None:
         drawn = [line for line in stage.drawn() if ".gguf" in line]
         assert drawn == ["renamed.gguf (22334455)", "other.gguf"]
         assert stage.row("renamed.gguf (22334455)") == stage.row("made again?") + 2
+
+
+async def test_sessions_stand_beside_the_conversation_where_there_is_room() -> None:
+    """And over it where there is none, whatever the window was before."""
+    stage = Stage()
+    async with stage.app.run_test(size=(80, 24)) as pilot:
+        await ready(stage, pilot)
+        await pilot.press("ctrl+s")
+        for width, beside in ((80, False), (130, True), (99, False), (100, True)):
+            await pilot.resize_terminal(width, 24)
+            await stage.settle(pilot)
+            sidebar, transcript = stage.screen.query_one(Sidebar), stage.screen.query_one(Transcript)
+            assert (transcript.region.x >= sidebar.region.right) == beside, width
