@@ -1,12 +1,22 @@
 """The `ftllm` program, also as `python -m ftllm`."""
 
 import gc
+import sys
 
-gc.disable()  # importing makes no garbage, and looking for it takes a twentieth of the time
+from ftllm.start import START
 
-from ftllm.cli.main import main  # noqa: E402
+SCREEN = "chat"
 
-gc.enable()  # a process that is started from here may import this and never call `main`
+
+def main() -> None:
+    """Run the program; its screen starts with what is remembered of the last start."""
+    gc.disable()  # importing makes no garbage, and looking for it takes a twentieth of the time
+    if sys.argv[1:2] == [SCREEN]:
+        START.begin()
+    from ftllm.cli.main import main as run
+
+    run()
+
 
 if __name__ == "__main__":
     main()

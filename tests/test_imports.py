@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FEATURES = {"train", "export", "chat", "hub", "evals"}
 SCREEN = {"tui", "textual"}
-# The engine's client and the list of models are what a screen needs, with the values they are made of, and files.
-SCREEN_MAY_USE = {"chat", "catalogue", "errors", "files", "thoughts", "values"}
+# The engine's client and the list of models are what a screen needs, with their values, files, and the start.
+SCREEN_MAY_USE = {"chat", "catalogue", "errors", "files", "start", "thoughts", "values"}
 # What the light core lacks: only inside functions, in every module another one imports at its top.
 HEAVY = {
     "torch",

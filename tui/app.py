@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from threading import Thread
 from typing import ClassVar
@@ -27,6 +26,7 @@ from ftllm.chat.states import prune
 from ftllm.chat.store import Store, memory_store, open_store
 from ftllm.chat.voice import Voice
 from ftllm.errors import UserError
+from ftllm.start import START
 from tui.clipboard import give_to_helper, has_browser, takes_osc52
 from tui.inbox import Inbox
 from tui.screens.chat import ChatScreen
@@ -44,6 +44,13 @@ def _commands() -> type[Provider]:
     from tui.palette import CommandProvider
 
     return CommandProvider
+
+
+def _settle() -> None:
+    """Import what draws Markdown; all that a start needs is there then, and remembered for the next one."""
+    import tui.document  # noqa: F401
+
+    START.end(write=True)
 
 
 class ChatApp(App[None]):
@@ -75,8 +82,8 @@ class ChatApp(App[None]):
             self.theme = str(theme)
 
     def on_mount(self) -> None:
-        """Import what draws Markdown soon; hear of it when the program is stopped or to end."""
-        self.set_timer(LATER, Thread(target=import_module, args=("tui.document",), daemon=True).start)
+        """Finish the start soon; hear of it when the program is stopped or to end."""
+        self.set_timer(LATER, Thread(target=_settle, daemon=True).start)
         if not self.is_headless and hasattr(signal, "SIGCONT"):
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(signal.SIGCONT, self._take_terminal)

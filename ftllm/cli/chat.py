@@ -1,6 +1,7 @@
-"""`ftllm chat`: talk to a model, on a screen or through a pipe."""
+"""`ftllm chat`: talk to a model, on a screen or through a pipe.
 
-from __future__ import annotations
+Annotations are evaluated here: as text, typer would have each compiled and evaluated twice at every start.
+"""
 
 import gc
 import sys
@@ -32,13 +33,14 @@ from ftllm.cli.wanted import Wanted
 from ftllm.errors import UserError
 from ftllm.progress import Reporter
 from ftllm.runs import DEFAULT_RUNS
+from ftllm.start import START
 
 if TYPE_CHECKING:
     from ftllm.chat.remote import Target
     from ftllm.chat.store import SessionInfo
 
 AS_OPTIONS = {"temperature": "temp", "template_kwargs": "template_kwarg"}  # fields whose option has another name
-GARBAGE = 50_000  # new objects after which the screen looks for cycles; Python's own 700 costs a tenth of importing it
+GARBAGE = 50_000  # new objects after which the screen looks for cycles; Python's own 700 are there at every key
 Settings = TypeVar("Settings", LoadSettings, ReplyOptions)
 
 
@@ -189,12 +191,14 @@ def chat(
     )
     output = Output(json=json_output, quiet=quiet, verbose=verbose)
     reporter = Reporter(quiet=quiet or json_output, verbose=verbose)
+    asked = prompt is not None or not sys.stdin.isatty()
+    if asked or batch is not None:
+        START.end(write=False)
     if batch is not None:
         if prompt is not None or session is not None or go_on:
             raise UserError("--batch goes with neither -p nor a session", "the prompts are in the file")
         wanted = Wanted(local(model, runs, reporter), name, runs, mmproj, given)
         raise typer.Exit(answer_file(batch, wanted, options, parallel, output))
-    asked = prompt is not None or not sys.stdin.isatty()
     if not asked and (json_output or not sys.stdout.isatty()):
         raise UserError("there is no prompt, and no terminal to ask for one", "give it with -p, or pipe it in")
     with ExitStack() as stack:
@@ -227,7 +231,7 @@ def _given(context: typer.Context) -> set[str]:
     }
 
 
-def _as_before(info: SessionInfo, options: ChatOptions, given: set[str]) -> ChatOptions:
+def _as_before(info: "SessionInfo", options: ChatOptions, given: set[str]) -> ChatOptions:
     """A session's own settings, but for what is given now."""
     load = _changed(info.load, options.load, given, adapters="lora", n_ctx="ctx")
     reply = _changed(info.options, options.reply, given, **AS_OPTIONS)
@@ -244,7 +248,7 @@ def _changed(before: Settings, now: Settings, given: set[str], **parameters: str
     return replace(before, **changes)
 
 
-def open_screen(target: Target, options: ChatOptions) -> int:
+def open_screen(target: "Target", options: ChatOptions) -> int:
     """Talk on the screen until the person leaves; the exit code."""
     gc.set_threshold(GARBAGE)
     from tui.app import run_chat

@@ -15,6 +15,7 @@ import typer
 
 from ftllm import __version__
 from ftllm.errors import UserError, WorkError
+from ftllm.start import START
 from ftllm.values import dataclass
 
 INTERRUPTED = 130
@@ -108,11 +109,12 @@ def main() -> None:
     arguments = sys.argv[1:]
     verbose = "--verbose" in arguments
     try:
-        gc.disable()  # as where this module is imported, for the verb is
+        gc.disable()  # as while this module is imported, for the verb is
         try:
             application = build(arguments)
         finally:
-            gc.enable()
+            if not START.begun:
+                gc.enable()
         code = application(args=arguments, prog_name="ftllm", standalone_mode=False)
     except KeyboardInterrupt:
         code = INTERRUPTED
