@@ -127,7 +127,7 @@ class Start:
         if write and not sys.dont_write_bytecode:
             try:
                 self._write()
-            except OSError:
+            except (OSError, ValueError):
                 pass
 
     # What is taken.
@@ -158,6 +158,8 @@ class Start:
             return None
 
     def _code(self, text: str, mode: str) -> CodeType:
+        if type(text) is not str:
+            return compile(text, "<string>", mode, dont_inherit=True)
         key = (text, mode)
         code: CodeType | None = self._taken(self._texts.get(key))
         if code is None:
@@ -175,8 +177,11 @@ class Start:
         return self._code(text, mode)
 
     def _pattern(self, pattern: Any, flags: int = 0) -> re.Pattern[Any]:
-        key = (pattern, int(flags))
         compiled: re.Pattern[Any]
+        if type(pattern) not in (str, bytes):
+            compiled = self._as_ever(pattern, flags)
+            return compiled
+        key = (pattern, int(flags))
         if (made := self._taken(self._patterns.get(key))) is not None:
             compiled = _sre.compile(pattern, *made)
             return compiled
@@ -241,8 +246,9 @@ class Start:
             flags, seconds, size = (int.from_bytes(bytecode[at : at + 4], "little") for at in (4, 8, 12))
             if stamp and (flags, seconds, size) == (0, stamp[0] // 10**9 & 0xFFFFFFFF, stamp[1] & 0xFFFFFFFF):
                 folders = spec.submodule_search_locations
-                here = (spec.origin, None if folders is None else list(folders), spec.cached, *stamp)
-                yield name, (here, bytecode[PYC_HEAD:])
+                if all(type(folder) is str for folder in folders or ()):
+                    here = (spec.origin, None if folders is None else list(folders), spec.cached, *stamp)
+                    yield name, (here, bytecode[PYC_HEAD:])
 
 
 class _Engine:

@@ -165,6 +165,23 @@ def test_everything_is_as_ever_after_the_end(tmp_path: Path) -> None:
     assert not (tmp_path / "it.start").exists()
 
 
+class Text(str):
+    """A string of a class of its own, which cannot be remembered."""
+
+
+def test_what_is_no_plain_string_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    start = Start(str(tmp_path / "it.start"))
+    start.begin()
+    pattern = re.compile(Text("no plain [s]tring"))
+    import_module("colorsys")  # for it is modules that are written anew for
+    start.end(write=True)
+    gc.unfreeze()
+    assert pattern.match("no plain string")
+    kept = Start(str(tmp_path / "it.start"))
+    assert (list(kept._modules), kept._patterns) == (["colorsys"], {})
+
+
 def test_remembered_patterns_are_those_that_would_be_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = [("a|bc*", 0), (r"^(?P<x>\d+)\s(?P=x)", re.MULTILINE), ("[äöü]+?", re.IGNORECASE), (b"\xff(.)", re.DOTALL)]
     monkeypatch.delitem(sys.modules, "colorsys", raising=False)
