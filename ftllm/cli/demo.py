@@ -125,10 +125,13 @@ def train_nano(nano: Path, runs: Path, settings: list[str], reporter: Reporter) 
 
 def export(given: str, out: Path | None, reporter: Reporter) -> Path:
     """Export a run or a model directory to Q4_K_M; the file."""
-    from ftllm.export.pipeline import ExportRequest
-    from ftllm.export.pipeline import export as run_export
+    from ftllm.export.child import VERIFIER, WORKER, prepared
 
-    return run_export(ExportRequest(given, (QUANT,), out), reporter).files[0].path
+    with prepared(WORKER, VERIFIER):
+        from ftllm.export.pipeline import ExportRequest
+        from ftllm.export.pipeline import export as run_export
+
+        return run_export(ExportRequest(given, (QUANT,), out), reporter).files[0].path
 
 
 def measure(nano: Path, base: Path, tuned: Path, limit: int | None, reporter: Reporter) -> Results:

@@ -93,33 +93,37 @@ def export(
       ftllm export my-run --push you/my-model-GGUF
     """
     from ftllm.errors import UserError
-    from ftllm.export import extras, pipeline, results
+    from ftllm.export.child import VERIFIER, WORKER, prepared
 
     if adapter_only and mmproj:
         raise UserError("--mmproj has no meaning with --adapter-only", "export the model, or the adapter")
-    reporter = Reporter(json_lines=json_output, quiet=quiet, verbose=verbose)
-    request = pipeline.ExportRequest(
-        given=source,
-        quants=tuple(quant or ()),
-        out=out,
-        base=base,
-        imatrix=imatrix,
-        tensor_types=tuple(tensor_type or ()),
-        split_max_size=split_max_size,
-        verify=verify,
-        llama_cpp=llama_cpp,
-        runs_root=runs,
-        offline=offline,
-        dry_run=dry_run,
-        mmproj=mmproj,
-    )
-    if push is not None and not dry_run:
-        from ftllm.hub.push import PushRequest, require_access
+    processes = [] if adapter_only else [WORKER] if dry_run or verify == "none" else [WORKER, VERIFIER]
+    with prepared(*processes):
+        from ftllm.export import extras, pipeline, results
 
-        require_access(PushRequest(push, offline=offline), reporter)
-    result = extras.export_adapter(request, reporter) if adapter_only else pipeline.export(request, reporter)
-    if mmproj:
-        result = extras.export_projector(request, result, reporter)
+        reporter = Reporter(json_lines=json_output, quiet=quiet, verbose=verbose)
+        request = pipeline.ExportRequest(
+            given=source,
+            quants=tuple(quant or ()),
+            out=out,
+            base=base,
+            imatrix=imatrix,
+            tensor_types=tuple(tensor_type or ()),
+            split_max_size=split_max_size,
+            verify=verify,
+            llama_cpp=llama_cpp,
+            runs_root=runs,
+            offline=offline,
+            dry_run=dry_run,
+            mmproj=mmproj,
+        )
+        if push is not None and not dry_run:
+            from ftllm.hub.push import PushRequest, require_access
+
+            require_access(PushRequest(push, offline=offline), reporter)
+        result = extras.export_adapter(request, reporter) if adapter_only else pipeline.export(request, reporter)
+        if mmproj:
+            result = extras.export_projector(request, result, reporter)
     if dry_run and not json_output and not adapter_only:
         print_plan(result)
     elif not json_output:

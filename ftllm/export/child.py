@@ -11,15 +11,64 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import ftllm
 from ftllm.errors import UserError, WorkError
 
 TAIL = 3  # lines of a dead child's stderr to show
 GRACE = 10.0  # seconds a child may take to end after its last word
+WORKER, VERIFIER = "ftllm.export.worker", "ftllm.export.verifier"
 PATIENCE = 0.3  # seconds a killed child is waited for
+
+
+Started = tuple["subprocess.Popen[str]", IO[bytes]]  # a process, and the file its stderr goes to
+_waiting: dict[str, Started] = {}  # for their jobs, by module
+
+
+@contextlib.contextmanager
+def prepared(*modules: str) -> Iterator[None]:
+    """Start processes for children to come: they import what they need while their jobs are still made up.
+
+    Those that no child took are ended.
+    """
+    started = {module: _start(module) for module in modules if module not in _waiting}
+    _waiting.update(started)
+    try:
+        yield
+    finally:
+        for module, (process, log) in started.items():
+            if module in _waiting and _waiting[module][0] is process:
+                del _waiting[module]
+                _kill_group(process)
+                with process, log:
+                    pass
+
+
+def _start(module: str) -> Started:
+    log = tempfile.TemporaryFile()  # noqa: SIM115
+    paths = [*_source_path(), *filter(None, [os.environ.get("PYTHONPATH")])]
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", module],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"},
+        start_new_session=True,  # Ctrl-C goes to the parent alone, which then ends its children
+    )
+    return process, log
+
+
+def _kill_group(process: subprocess.Popen[str]) -> None:
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
 
 
 class Child:
@@ -28,18 +77,7 @@ class Child:
     def __init__(self, name: str, module: str, job: dict[str, Any], events: Events) -> None:
         self.name = name
         self.ended = False  # its end was among the events
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115
-        paths = [*_source_path(), *filter(None, [os.environ.get("PYTHONPATH")])]
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", module],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            encoding="utf-8",
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"},
-            start_new_session=True,  # Ctrl-C goes to the parent alone, which then ends its children
-        )
+        self._process, self._log = _waiting.pop(module) if module in _waiting else _start(module)
         self.events = events
         events.children.append(self)
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -56,7 +94,7 @@ class Child:
     def end(self) -> None:
         """Kill it and everything it started, without waiting for their end."""
         if not self.dead:
-            self._kill_group()
+            _kill_group(self._process)
 
     def kill(self) -> None:
         """End it and everything it started, now.
@@ -70,20 +108,13 @@ class Child:
             return
         self._reader.join(timeout=0.5)
         if self._reader.is_alive():  # something it started outlived it, and holds its output open
-            self._kill_group()
+            _kill_group(self._process)
             self._reader.join(timeout=5)
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
         self._log.close()
-
-    def _kill_group(self) -> None:
-        if hasattr(os, "killpg"):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-        else:
-            self._process.kill()
 
     @property
     def dead(self) -> bool:

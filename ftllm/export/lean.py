@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import Any
 
 COMPILER = "torch._dynamo"
@@ -15,9 +17,41 @@ MARKS = ("disable", "allow_in_graph", "assume_constant_result")  # what a functi
 
 
 def skip_documentation() -> None:
-    """Leave out the docstrings transformers writes for configurations: it imports all of its models for them."""
-    writer: Any = importlib.import_module("transformers.utils.auto_docstring")
+    """Leave out the docstrings transformers writes for configurations: it imports all of its models for them.
+
+    And have it look for a package's distribution by its name first: it asks for two, for which it reads what all hold.
+    """
+    look = importlib.metadata.packages_distributions
+    importlib.metadata.packages_distributions = lambda: Distributions(look)
+    try:
+        writer: Any = importlib.import_module("transformers.utils.auto_docstring")
+    finally:
+        importlib.metadata.packages_distributions = look
     writer.auto_class_docstring = lambda described, **_: described
+
+
+class Distributions(Mapping[str, list[str]]):
+    """The distributions of each package; `look` tells of all, and is asked about those called otherwise alone."""
+
+    def __init__(self, look: Callable[[], Mapping[str, list[str]]]) -> None:
+        self._look = look
+
+    @cached_property
+    def _all(self) -> Mapping[str, list[str]]:
+        return self._look()
+
+    def __getitem__(self, package: str) -> list[str]:
+        try:
+            importlib.metadata.distribution(package)
+        except importlib.metadata.PackageNotFoundError:
+            return self._all[package]
+        return [package]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
 
 
 @contextmanager

@@ -213,14 +213,18 @@ def _rendered(template: str, messages: Messages, vocabulary: Vocabulary) -> str:
 def _vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     from ftllm.export.checks import CONTROL
 
-    raw = metadata["tokenizer.ggml.tokens"]
-    tokens = [token if isinstance(token, str) else bytes(token).decode("utf-8", "replace") for token in raw]
+    tokens = metadata["tokenizer.ggml.tokens"]
+
+    def text(index: int) -> str:
+        token = tokens[index]
+        return token if isinstance(token, str) else bytes(token).decode("utf-8", "replace")
+
     kinds = metadata.get("tokenizer.ggml.token_type") or []
     bos, eos = metadata.get("tokenizer.ggml.bos_token_id"), metadata.get("tokenizer.ggml.eos_token_id")
-    control = frozenset(token for token, kind in zip(tokens, kinds, strict=False) if kind == CONTROL)
+    control = frozenset(text(index) for index, kind in enumerate(kinds[: len(tokens)]) if kind == CONTROL)
     return Vocabulary(
-        tokens[bos] if bos is not None else "",
-        tokens[eos] if eos is not None else "",
+        text(bos) if bos is not None else "",
+        text(eos) if eos is not None else "",
         bool(metadata.get("tokenizer.ggml.add_bos_token", metadata.get("tokenizer.ggml.model") == "llama")),
         control,
     )

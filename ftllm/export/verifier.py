@@ -48,6 +48,16 @@ class Truth:
         return cls(reference, tokens, ids, reference.logits(states))
 
 
+def prepare() -> None:
+    """Import what computes the reference."""
+    gc.disable()  # what is imported and made until the reference is there stays
+    from ftllm.export import lean
+
+    with lean.for_inference():
+        import ftllm.export.reference
+        import ftllm.export.tokens  # noqa: F401
+
+
 def run(job: dict[str, Any], channel: Channel) -> None:
     """Compute the reference, then verify files until told to stop.
 
@@ -56,7 +66,6 @@ def run(job: dict[str, Any], channel: Channel) -> None:
             `scratch` (a directory where they may not), and for `--verify full` `text`, see `full.read_texts`.
     """
     started = time.monotonic()
-    gc.disable()  # what is imported and made until the reference is there stays
     base = Path(job["base"])
     adapter = Path(job["adapter"]) if job["adapter"] else None
     offload = None if job["whole"] else Path(job["scratch"])
@@ -152,4 +161,4 @@ def predictions(model: Model, ids: Sequence[int]) -> Any:
 
 
 if __name__ == "__main__":
-    serve(run)
+    serve(run, prepare)

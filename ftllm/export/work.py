@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ftllm.export.child import Child, Events
+from ftllm.export.child import VERIFIER, WORKER, Child, Events
 from ftllm.export.scratch import remove_stale, scratch
 from ftllm.export.targets import Target
 from ftllm.files import partial_path
@@ -65,11 +65,11 @@ class Work:
         """Start the verifying process; it gets a scratch directory where the reference is not `whole`."""
         remove_stale()
         place = None if job["whole"] else str(self._stack.enter_context(scratch()))
-        self._verifier = self.start("verifying", "ftllm.export.verifier", {**job, "scratch": place})
+        self._verifier = self.start("verifying", VERIFIER, {**job, "scratch": place})
 
     def plan(self, job: Mapping[str, Any]) -> tuple[Child, dict[str, Any]]:
         """Start a worker and wait for its plan."""
-        worker = self.start("converting", "ftllm.export.worker", job)
+        worker = self.start("converting", WORKER, job)
         with self._reporter.task("Reading the checkpoint", None):
             plan = self.wait_for(worker, "plan")
         self.add_time("load", plan["seconds"])

@@ -24,10 +24,16 @@ from ftllm.thoughts import tags_of
 CONTROL, USER_DEFINED = 3, 4  # llama_token_type in llama.h
 
 
-def serve(run: Callable[[dict[str, Any], Channel], None]) -> None:
-    """Run the job that arrives; every failure becomes an `error` event and exit code 1."""
+def serve(run: Callable[[dict[str, Any], Channel], None], prepare: Callable[[], None] | None = None) -> None:
+    """Run the job that arrives; every failure becomes an `error` event and exit code 1.
+
+    Args:
+        prepare: what can be done before the job is there.
+    """
     channel = Channel()
     try:
+        if prepare is not None:
+            prepare()
         run(channel.receive(), channel)
     except UserError as error:
         kind = "work" if isinstance(error, WorkError) else "user"
@@ -99,6 +105,16 @@ class Progress:
             self._channel.send("checking", done=done, total=total)
 
 
+def prepare() -> None:
+    """Import what upstream's converter will, and what it does not need itself."""
+    gc.disable()  # everything made until the pass begins stays
+    from ftllm.export import lean
+
+    lean.skip_documentation()
+    import torch  # noqa: F401
+    import transformers.models.auto.configuration_auto  # noqa: F401
+
+
 def run(job: dict[str, Any], channel: Channel) -> None:
     """Plan, wait for the word, and stream.
 
@@ -111,10 +127,6 @@ def run(job: dict[str, Any], channel: Channel) -> None:
     sys.path[:0] = [str(root), str(root / "gguf-py")]
     started = time.monotonic()
     channel.send("stage", stage="load")
-    gc.disable()  # everything made until the pass begins stays
-    from ftllm.export import lean
-
-    lean.skip_documentation()
     from ftllm.export import convert, ollama, plan
     from ftllm.export.headers import Headers
     from ftllm.export.lora import read_adapter
@@ -268,12 +280,12 @@ def spare_thought_tags(writer: Any) -> None:
         return
     template = values.get("tokenizer.chat_template")
     tags = tags_of(template.value if template is not None else None)
-    wanted = {"<think>", "</think>", tags.open, tags.close}
+    texts = {"<think>", "</think>", tags.open, tags.close}
+    wanted = texts | {text.encode() for text in texts}  # the converter has tokens as bytes, or as text
     for index, token in enumerate(tokens.value):
-        text = token.decode("utf-8", "replace") if isinstance(token, bytes | bytearray) else token
-        if text in wanted and kinds.value[index] == CONTROL:
+        if (bytes(token) if isinstance(token, bytearray) else token) in wanted and kinds.value[index] == CONTROL:
             kinds.value[index] = USER_DEFINED
 
 
 if __name__ == "__main__":
-    serve(run)
+    serve(run, prepare)

@@ -19,7 +19,7 @@ import pytest
 
 from ftllm.errors import WorkError
 from ftllm.export import checkpoint
-from ftllm.export.child import Child, Events
+from ftllm.export.child import Child, Events, _waiting, prepared
 from ftllm.files import sha256_file
 from ftllm.llama.header import read_header
 from ftllm.runs import Run
@@ -258,6 +258,26 @@ def children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
 LIVES = "import time; time.sleep(60)"
 
 
+def test_prepared_processes_are_taken_or_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    says = "print(json.dumps({'event': 'is', 'pid': os.getpid(), **json.loads(input())}), flush=True)"
+    for name in ("taken", "spare"):
+        (tmp_path / f"{name}.py").write_text(f"import json, os\n{says}\n{LIVES}")
+    with prepared("taken", "spare"):
+        (taken, _), (spare, _) = _waiting["taken"], _waiting["spare"]
+        with prepared("taken"):
+            pass  # there is one, which is not ended here
+        child = Child("telling", "taken", {"job": 1}, events := Events())
+        assert events.next(child)[1] == {"event": "is", "pid": taken.pid, "job": 1}
+        other = Child("telling", "taken", {"job": 2}, events)
+        assert events.next(other)[1]["pid"] not in (taken.pid, spare.pid)
+    assert not _waiting
+    assert spare.returncode == -signal.SIGKILL
+    assert not child.dead
+    for one in (child, other):
+        one.kill()
+
+
 @pytest.mark.parametrize(
     ("code", "says"),
     [
@@ -299,7 +319,7 @@ def test_a_killed_child_that_cannot_end_yet_is_left_to_itself(
     """As while the system writes its file to the disk: a signal does not reach it."""
     child = children(LIVES)
     with monkeypatch.context() as patched:
-        patched.setattr(child, "_kill_group", lambda: None)
+        patched.setattr("ftllm.export.child._kill_group", lambda _: None)
         started = time.monotonic()
         child.kill()
         assert time.monotonic() - started < 1.0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+
+from ftllm.export.lean import Distributions
 
 IDS = list(range(3, 35))
 SCRIPT = """
@@ -63,3 +67,20 @@ def test_masks_that_need_the_compiler_are_made(said: dict[str, Any]) -> None:
 
 def test_afterwards_all_is_as_ever(said: dict[str, Any]) -> None:
     assert said["made"] == [torch.distributed.is_available(), True]
+
+
+def test_distributions_are_found_as_importlib_finds_them() -> None:
+    all_ = metadata.packages_distributions()
+    looked: list[int] = []
+
+    def look() -> Mapping[str, list[str]]:
+        looked.append(1)
+        return all_
+
+    found = Distributions(look)
+    assert (found["torch"], found.get("numpy")) == (["torch"], ["numpy"])
+    assert not looked
+    assert found["google"] == all_["google"]  # of protobuf
+    assert found.get("no_such_package", []) == []
+    assert set(found) == set(all_)
+    assert len(looked) == 1
