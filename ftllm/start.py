@@ -18,6 +18,7 @@ import marshal
 import mmap
 import os
 import sys
+from _thread import RLock
 from importlib.machinery import ModuleSpec, SourceFileLoader
 
 TYPE_CHECKING = False  # `typing` is among what is to be quick
@@ -71,6 +72,7 @@ class Start:
         self._new_texts: dict[tuple[str, str], bytes] = {}
         self._new_patterns: dict[tuple[Any, int], bytes] = {}
         self._before: set[str] = set()
+        self._lock = RLock()  # of what patterns are compiled by
         try:
             self._read()
         except (OSError, *DAMAGED):
@@ -118,16 +120,17 @@ class Start:
         """
         if not self.begun:
             return
-        sys.meta_path.remove(self)
+        with self._lock:
+            sys.meta_path.remove(self)
+            self._compiler.compile = self._as_ever
         gc.freeze()
         gc.enable()
-        self._compiler.compile = self._as_ever
         for module, name in self._readers:
             delattr(module, name)
         if write and not sys.dont_write_bytecode:
             try:
                 self._write()
-            except (OSError, ValueError):
+            except Exception:
                 pass
 
     # What is taken.
@@ -178,20 +181,20 @@ class Start:
 
     def _pattern(self, pattern: Any, flags: int = 0) -> re.Pattern[Any]:
         compiled: re.Pattern[Any]
-        if type(pattern) not in (str, bytes):
-            compiled = self._as_ever(pattern, flags)
-            return compiled
-        key = (pattern, int(flags))
-        if (made := self._taken(self._patterns.get(key))) is not None:
+        plain = type(pattern) in (str, bytes)
+        if plain and (made := self._taken(self._patterns.get((pattern, int(flags))))) is not None:
             compiled = _sre.compile(pattern, *made)
             return compiled
-        engine = _Engine()
-        self._compiler._sre = engine
-        try:
-            compiled = self._as_ever(pattern, flags)
-        finally:
-            self._compiler._sre = _sre
-        self._new_patterns[key] = marshal.dumps(engine.made)
+        with self._lock:
+            if not plain or not self.begun:  # it may have ended while another thread had the lock
+                compiled = self._as_ever(pattern, flags)
+                return compiled
+            engine = self._compiler._sre = _Engine()
+            try:
+                compiled = self._as_ever(pattern, flags)
+            finally:
+                self._compiler._sre = _sre
+            self._new_patterns[pattern, int(flags)] = marshal.dumps(engine.made)
         return compiled
 
     # What is written.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import _sre  # type: ignore[import-not-found]
 import dataclasses
 import gc
+import marshal
 import os
 import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 
@@ -203,3 +206,28 @@ def test_remembered_patterns_are_those_that_would_be_compiled(tmp_path: Path, mo
     made = [re.compile(pattern, flags) for pattern, flags in known]
     assert taken == made  # patterns are equal if their code is
     assert [dict(pattern.groupindex) for pattern in taken] == [dict(pattern.groupindex) for pattern in made]
+
+
+def test_threads_that_compile_at_once_do_not_mix_their_patterns(tmp_path: Path) -> None:
+    patterns = [f"(?P<a{number}>x{{{number}}}|[{number % 9}-9]+)" for number in range(120)]
+    start = Start(str(tmp_path / "it.start"))
+    start.begin()
+    re.purge()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            made = list(pool.map(re.compile, patterns))
+            ending = pool.submit(start.end, write=False)  # while others compile
+            made += pool.map(re.compile, [f"{pattern}+" for pattern in patterns])
+            ending.result()
+    finally:
+        sys.setswitchinterval(interval)
+        gc.unfreeze()
+    found = {pattern: marshal.loads(blob) for (pattern, _), blob in start._new_patterns.items()}
+    assert set(patterns) <= set(found)
+    re.purge()
+    for pattern, compiled in zip([*patterns, *(f"{pattern}+" for pattern in patterns)], made, strict=True):
+        assert compiled == re.compile(pattern)
+        if pattern in found:
+            assert _sre.compile(pattern, *found[pattern]) == compiled
