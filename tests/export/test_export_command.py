@@ -265,8 +265,8 @@ def test_prepared_processes_are_taken_or_ended(tmp_path: Path, monkeypatch: pyte
         (tmp_path / f"{name}.py").write_text(f"import json, os\n{says}\n{LIVES}")
     with prepared("taken", "spare"):
         (taken, _), (spare, _) = _waiting["taken"], _waiting["spare"]
-        with prepared("taken"):
-            pass  # there is one, which is not ended here
+        with prepared("taken"):  # there is one, which is not ended here
+            assert _waiting["taken"][0] is taken
         child = Child("telling", "taken", {"job": 1}, events := Events())
         assert events.next(child)[1] == {"event": "is", "pid": taken.pid, "job": 1}
         other = Child("telling", "taken", {"job": 2}, events)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -88,12 +90,18 @@ def settled(model: Path, kept: Path, found: Path) -> object:
     command = [sys.executable, "-c", SCREEN, kept, found, model]
     with subprocess.Popen(command, stdin=its, stdout=its, stderr=its, env=environment | {"TERM": "xterm"}) as program:
         os.close(its)
-        asked_to_leave = False
+        deadline, asked_to_leave = time.monotonic() + 60, False
         with suppress(OSError):  # the terminal's other end is closed when the program ends
-            while os.read(ours, 65536):
+            while time.monotonic() < deadline:
+                if select.select([ours], [], [], 0.1)[0]:
+                    os.read(ours, 65536)
                 if found.exists() and not asked_to_leave:
                     os.write(ours, b"\x11")  # Ctrl+Q
                     asked_to_leave = True
         os.close(ours)
+        try:
+            program.wait(10)
+        finally:
+            program.kill()
     assert program.returncode == 0
     return json.loads(found.read_text())
