@@ -3,6 +3,7 @@
 import gc
 import sys
 
+from ftllm import structure
 from ftllm.start import START
 
 SCREEN = "chat"
@@ -13,6 +14,8 @@ def main() -> None:
     gc.disable()  # importing makes no garbage, and looking for it takes a twentieth of the time
     if sys.argv[1:2] == [SCREEN]:
         START.begin()
+    else:
+        structure.remember()
     from ftllm.cli.main import main as run
 
     run()

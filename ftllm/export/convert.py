@@ -24,7 +24,7 @@ from conversion import LazyTorchTensor, ModelBase, ModelType, get_model_architec
 from safetensors import safe_open
 
 from ftllm.errors import UserError
-from ftllm.export.lean import without_compiler
+from ftllm.export.lean import with_all_shapes, without_compiler
 from ftllm.export.lora import ELSEWHERE, Adapter, Pair
 from ftllm.export.rows import Rows, as_float32, by_rows, changed, leaf, rows_of
 
@@ -74,14 +74,19 @@ def open_checkpoint(directory: Path, adapter: Adapter | None, name: str) -> Conv
         UserError: an architecture llama.cpp does not know, or an adapter that does not fit this base.
     """
     with torch.inference_mode(), reading(directory):
-        model_class = class_of(directory)
-        merged: dict[str, str] = {}
-        merging = _merging(model_class, adapter, directory, merged)
-        kind = _float_kind(directory)
-        model = merging(directory, kind, directory / "unused.gguf", model_name=name)
-        sources = _prepare(model)
-    infos = model.gguf_writer.tensors[0]
+        conversion = with_all_shapes(lambda: _open(directory, adapter, name))
     torch.set_num_threads(1)  # every thread of the pass computes its own rows
+    return conversion
+
+
+def _open(directory: Path, adapter: Adapter | None, name: str) -> Conversion:
+    model_class = class_of(directory)
+    merged: dict[str, str] = {}
+    merging = _merging(model_class, adapter, directory, merged)
+    kind = _float_kind(directory)
+    model = merging(directory, kind, directory / "unused.gguf", model_name=name)
+    sources = _prepare(model)
+    infos = model.gguf_writer.tensors[0]
     return Conversion(
         model,
         {name: int(info.dtype) for name, info in infos.items()},

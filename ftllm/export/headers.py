@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import gguf
@@ -18,6 +19,12 @@ from ftllm.export.plan import ALIGNMENT, Planned, padded
 
 LONG = 1024
 QUANTIZATION = (gguf.Keys.General.QUANTIZATION_VERSION, gguf.Keys.General.FILE_TYPE)
+VOCABULARY = {
+    gguf.Keys.Tokenizer.LIST,
+    gguf.Keys.Tokenizer.TOKEN_TYPE,
+    gguf.Keys.Tokenizer.SCORES,
+    gguf.Keys.Tokenizer.MERGES,
+}
 Kind = gguf.GGUFValueType
 Value = tuple[Any, Any]  # a value and its GGUFValueType
 
@@ -30,9 +37,10 @@ class Headers:
         self._packer = _Packer(None, source.arch, endianess=source.endianess)
         values = {key: value for key, value in source.kv_data[0].items() if key not in QUANTIZATION}
         self._count = len(values)
-        self._packed = b"".join(
-            self._pack(key, value.value, value.type, value.sub_type) for key, value in values.items()
-        )
+        packed = {key: self._pack(key, value.value, value.type, value.sub_type) for key, value in values.items()}
+        self._packed = b"".join(packed.values())
+        few = [packed[key] for key in packed if key not in VOCABULARY]
+        self._few, self._few_count = b"".join(few), len(few)
 
     def headers(
         self, shards: Sequence[Sequence[Planned]], file_type: int, extra: Mapping[str, Value] | None = None
@@ -61,6 +69,11 @@ class Headers:
             else:
                 made.append(self._build(len(split), self._values(split), tensors))
         return made
+
+    def skeleton(self, tensors: Sequence[Planned], file_type: int) -> bytes:
+        """A header without the lists of a vocabulary, which take long to read and are nothing to a type plan."""
+        own = {QUANTIZATION[1]: (file_type, Kind.UINT32)}
+        return self._build(self._few_count + 1, self._few + self._values(own), tensors)
 
     @staticmethod
     def kind(name: str) -> Any:
@@ -96,16 +109,16 @@ class _Packer(gguf.GGUFWriter):  # type: ignore[misc]
 
     def _pack_val(self, val: Any, vtype: Any, add_vtype: bool, sub_type: Any = None) -> bytes:
         plain = vtype == Kind.ARRAY and sub_type is None and isinstance(val, list) and len(val) > LONG
-        kinds = {type(item) for item in val} if plain else set()
+        kinds = set(map(type, val)) if plain else set()
         if kinds and kinds <= {str, bytes, bytearray}:
             encoded = [item.encode("utf-8") if isinstance(item, str) else item for item in val]
-            lengths = struct.Struct("<Q")
-            data = b"".join(part for item in encoded for part in (lengths.pack(len(item)), item))
+            lengths = map(struct.Struct("<Q").pack, map(len, encoded))
+            data = b"".join(chain.from_iterable(zip(lengths, encoded, strict=True)))
             kind = Kind.STRING
         elif kinds == {float}:
             kind, data = Kind.FLOAT32, np.array(val, dtype="<f4").tobytes()
         elif kinds and all(issubclass(known, int) and known is not bool for known in kinds):  # enumerations, too
-            kind, data = Kind.INT32, np.array(val, dtype="<i4").tobytes()
+            kind, data = Kind.INT32, np.fromiter(val, "<i4", len(val)).tobytes()
         else:
             return bytes(super()._pack_val(val, vtype, add_vtype, sub_type))
         prefix = struct.pack("<I", vtype) if add_vtype else b""

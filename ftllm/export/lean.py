@@ -9,10 +9,16 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
-from typing import Any
+from importlib.abc import MetaPathFinder
+from typing import Any, TypeVar
+
+Made = TypeVar("Made")
 
 COMPILER = "torch._dynamo"
 INDEXING = f"{COMPILER}._trace_wrapped_higher_order_op"
+SHAPES = "torch._meta_registrations"
+ALGEBRA = "sympy"
+SYMBOLS = "torch.fx.experimental.symbolic_shapes"
 MARKS = ("disable", "allow_in_graph", "assume_constant_result")  # what a function is to the compiler, else as it is
 
 
@@ -54,15 +60,86 @@ class Distributions(Mapping[str, list[str]]):
         return len(self._all)
 
 
+def import_torch() -> None:
+    """Import torch without what tells, in Python, the shapes of operations seldom used; see `with_all_shapes`."""
+    if "torch" not in sys.modules:
+        sys.meta_path.insert(0, _ShapesFirst())
+        with _stand_in(SHAPES, {}):
+            importlib.import_module("torch")
+
+
+class _ShapesFirst(MetaPathFinder):
+    """Finds nothing; but what is left out of torch is there before its compiler, which cannot be imported without."""
+
+    def find_spec(self, fullname: str, *_: Any) -> None:
+        if fullname == COMPILER and SHAPES not in sys.modules:
+            importlib.import_module(SHAPES)
+
+
+def with_all_shapes(make: Callable[[], Made]) -> Made:
+    """What `make` returns; if it needs one of the shapes that `import_torch` left out, it is called once more."""
+    try:
+        return make()
+    except NotImplementedError:
+        if SHAPES in sys.modules:
+            raise
+        importlib.import_module(SHAPES)
+    return make()
+
+
 @contextmanager
 def without_compiler() -> Iterator[None]:
-    """Shapes of lazy tensors are computed, and models defined, by functions that are only marked for the compiler."""
+    """Shapes of lazy tensors are computed, and models defined, by functions that are only marked for the compiler.
+
+    They ask of every number whether it is a formula, for which a second's worth of algebra would be imported. Here all
+    are numbers.
+    """
 
     def mark(function: Any = None, *_: Any, **__: Any) -> Any:
         return function if function is not None else lambda marked: marked
 
-    with _stand_in(COMPILER, dict.fromkeys(MARKS, mark)):
+    with (
+        _stand_in(COMPILER, dict.fromkeys(MARKS, mark)),
+        _stand_in(ALGEBRA, {"Basic": _Formula}),
+        _stand_in(SYMBOLS, OF_NUMBERS),
+    ):
         yield
+
+
+class _Formula:
+    """What nothing is an instance of."""
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return tuple(one) == tuple(other) if isinstance(one, tuple | list) else bool(one == other)
+
+
+def _all(*values: Any) -> bool:
+    return all(values)
+
+
+def _any(*values: Any) -> bool:
+    return any(values)
+
+
+OF_NUMBERS: dict[str, Callable[..., Any]] = {
+    "expect_true": lambda value, *_, **__: bool(value),
+    "guard_or_false": bool,
+    "guard_or_true": bool,
+    "guard_size_oblivious": bool,
+    "guarding_hint_or_throw": _same,
+    "has_guarding_hint": lambda _: True,
+    "is_nested_int": lambda _: False,
+    "statically_known_true": bool,
+    "sym_and": _all,
+    "sym_eq": _equal,
+    "sym_or": _any,
+}
+"""What the functions of SYMBOLS come down to where nothing is symbolic."""
 
 
 @contextmanager
@@ -73,6 +150,7 @@ def for_inference() -> Iterator[None]:
     model over several processes is left out, as it is where torch was built without it.
     """
     skip_documentation()
+    import_torch()
     distributed: Any = importlib.import_module("torch.distributed")
     there = distributed.is_available
     with ExitStack() as stack:

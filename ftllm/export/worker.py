@@ -18,6 +18,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ftllm import structure
 from ftllm.errors import UserError, WorkError
 from ftllm.thoughts import tags_of
 
@@ -30,6 +31,7 @@ def serve(run: Callable[[dict[str, Any], Channel], None], prepare: Callable[[], 
     Args:
         prepare: what can be done before the job is there.
     """
+    structure.remember()
     channel = Channel()
     try:
         if prepare is not None:
@@ -111,7 +113,7 @@ def prepare() -> None:
     from ftllm.export import lean
 
     lean.skip_documentation()
-    import torch  # noqa: F401
+    lean.import_torch()
     import transformers.models.auto.configuration_auto  # noqa: F401
 
 
@@ -138,7 +140,7 @@ def run(job: dict[str, Any], channel: Channel) -> None:
     add_values(conversion.model.gguf_writer, job["values"])
     headers = Headers(conversion.model.gguf_writer)
     float_file = [plan.Planned(name, shape, conversion.kinds[name]) for name, shape in conversion.shapes.items()]
-    (skeleton,) = headers.headers([float_file], FILE_TYPES[conversion.float_kind])
+    skeleton = headers.skeleton(float_file, FILE_TYPES[conversion.float_kind])
     wanted = [(file["type"], file["importance"]) for file in job["files"]]
     plans = plan.plan_all(wanted, float_file, skeleton, [(text, kind) for text, kind in job["overrides"]])
     shards = [item.shards(job["split"]) for item in plans]

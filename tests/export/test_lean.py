@@ -31,6 +31,9 @@ logits = reference.logits(states).tolist()
 imported = [name for name in sys.argv[3:] if name in sys.modules]
 
 import torch
+x = torch.empty(3, 4, device="meta")
+calls = []
+shape = lean.with_all_shapes(lambda: (calls.append(1), torch.cdist(x, x))[1].shape)
 from transformers.masking_utils import sdpa_mask
 
 def seen(batch, head, query, key):
@@ -39,9 +42,10 @@ def seen(batch, head, query, key):
 late = sdpa_mask(1, 4, 4, mask_function=seen, use_vmap=True, allow_is_causal_skip=False)
 import torch._dynamo
 made = [torch.distributed.is_available(), "torch._dynamo.convert_frame" in sys.modules]
-print(json.dumps({"logits": logits, "imported": imported, "mask": late.tolist(), "made": made}))
+shapes = {"shape": shape, "calls": len(calls)}
+print(json.dumps({"logits": logits, "imported": imported, "mask": late.tolist(), "made": made} | shapes))
 """
-LEFT_OUT = ("torch._dynamo", "torch.distributed.tensor", "torch.distributed.fsdp")
+LEFT_OUT = ("sympy", "torch._meta_registrations", "torch._dynamo", "torch.distributed.tensor", "torch.distributed.fsdp")
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +63,10 @@ def test_a_model_runs_without_what_it_does_not_use(said: dict[str, Any], nano: P
         wanted = model(input_ids=torch.tensor([IDS])).logits[0].numpy()
     np.testing.assert_allclose(said["logits"], wanted, rtol=1e-4, atol=1e-4)
     assert said["imported"] == []
+
+
+def test_a_shape_left_out_is_fetched_once_it_is_needed(said: dict[str, Any]) -> None:
+    assert (said["shape"], said["calls"]) == ([3, 3], 2)
 
 
 def test_masks_that_need_the_compiler_are_made(said: dict[str, Any]) -> None:
