@@ -26,6 +26,7 @@ from safetensors import safe_open
 from ftllm.errors import UserError
 from ftllm.export.lean import with_all_shapes, without_compiler
 from ftllm.export.lora import ELSEWHERE, Adapter, Pair
+from ftllm.export.pieces import read_at_once
 from ftllm.export.rows import Rows, as_float32, by_rows, changed, leaf, rows_of
 
 
@@ -179,7 +180,7 @@ def _merging(model_class: Any, adapter: Adapter | None, directory: Path, merged:
     own = {"model_arch": model_class.model_arch, "index_tensors": index_tensors}
     pieces = getattr(model_class, "_create_vocab_sentencepiece", None)
     if pieces is not None:  # Gemma's asks for its 262k pieces twice
-        own["_create_vocab_sentencepiece"] = cache(pieces)
+        own["_create_vocab_sentencepiece"] = cache(read_at_once(pieces))
     return type(model_class.__name__, (model_class,), own)
 
 
