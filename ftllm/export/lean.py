@@ -110,20 +110,8 @@ class _Formula:
     """What nothing is an instance of."""
 
 
-def _same(value: Any) -> Any:
-    return value
-
-
 def _equal(one: Any, other: Any) -> bool:
     return tuple(one) == tuple(other) if isinstance(one, tuple | list) else bool(one == other)
-
-
-def _all(*values: Any) -> bool:
-    return all(values)
-
-
-def _any(*values: Any) -> bool:
-    return any(values)
 
 
 OF_NUMBERS: dict[str, Callable[..., Any]] = {
@@ -131,13 +119,13 @@ OF_NUMBERS: dict[str, Callable[..., Any]] = {
     "guard_or_false": bool,
     "guard_or_true": bool,
     "guard_size_oblivious": bool,
-    "guarding_hint_or_throw": _same,
+    "guarding_hint_or_throw": lambda value: value,
     "has_guarding_hint": lambda _: True,
     "is_nested_int": lambda _: False,
     "statically_known_true": bool,
-    "sym_and": _all,
+    "sym_and": lambda *values: all(values),
     "sym_eq": _equal,
-    "sym_or": _any,
+    "sym_or": lambda *values: any(values),
 }
 """What the functions of SYMBOLS come down to where nothing is symbolic."""
 
