@@ -10,9 +10,9 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -40,6 +40,7 @@ class Reporter:
     verbose: bool = False
     console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False, soft_wrap=True))
     started: float = field(default_factory=time.monotonic)
+    _stdout: TextIO | None = None  # while no one else writes there
 
     @property
     def live(self) -> bool:
@@ -66,8 +67,19 @@ class Reporter:
     def event(self, event: str, **fields: Any) -> None:
         """One JSON line on stdout, with `--json` only."""
         if self.json_lines:
-            sys.stdout.write(json.dumps({"event": event, **fields}, ensure_ascii=False) + "\n")
-            sys.stdout.flush()
+            out = self._stdout or sys.stdout
+            out.write(json.dumps({"event": event, **fields}, ensure_ascii=False) + "\n")
+            out.flush()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """What others print to stdout meanwhile goes to stderr: transformers greets there, as it is imported."""
+        before, self._stdout = self._stdout, self._stdout or sys.stdout
+        try:
+            with redirect_stdout(sys.stderr):
+                yield
+        finally:
+            self._stdout = before
 
     def done(self, **fields: Any) -> None:
         """The last JSON line of a long job."""

@@ -50,3 +50,16 @@ def test_json_lines_come_once_a_second(monkeypatch: pytest.MonkeyPatch, capsys: 
             advance(done)
     lines: list[dict[str, Any]] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["completed"] for line in lines] == [10, 20, 25]
+
+
+def test_what_others_print_is_not_among_its_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    reporter = Reporter(json_lines=True)
+    with reporter.alone():
+        print("[INFO] a greeting")
+        with reporter.alone():
+            reporter.event("start")
+        reporter.event("done")
+    print("after")
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["event"] for line in out.splitlines()[:2]] == ["start", "done"]
+    assert (out.splitlines()[2:], err) == (["after"], "[INFO] a greeting\n")

@@ -83,7 +83,7 @@ def train(
         found.parameters()
     run = processes.told(lambda: create(runs, name, stem=f"{found.name}-{config.preset}"))
     try:
-        with together(processes, run), _held(run, processes):
+        with reporter.alone(), together(processes, run), _held(run, processes):
             prepared = prepare(config, found, corpus, reporter, clock)
             with clock.part("hashes"):
                 record = processes.told(lambda: manifest.first(run, prepared))
@@ -110,7 +110,7 @@ def resume(run: Run, reporter: Reporter, *, offline: bool = False) -> TrainResul
     if record.get("processes", 1) != processes.count:
         message = f"{run.name} was trained by {record.get('processes', 1)} processes, and this is {processes.count}"
         raise UserError(message, "start as many as it had: a step takes a batch from each")
-    with together(processes, run), _held(run, processes):
+    with reporter.alone(), together(processes, run), _held(run, processes):
         config = resolve([read_yaml(run.config)])
         with clock.part("data"):
             corpus = load_corpus(config, offline=offline, say=reporter.say)
