@@ -28,7 +28,7 @@ demo: install
 	@$(BIN)/ftllm demo
 
 test: install lint
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(if $(SLOW),-m "slow or not slow")
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(if $(SLOW),-m "slow or not slow")
 
 lint: install
 	@$(BIN)/ruff check .
