@@ -3,7 +3,6 @@
 import gc
 import sys
 
-from ftllm import structure
 from ftllm.start import START
 
 SCREEN = "chat"
@@ -15,6 +14,8 @@ def main() -> None:
     if sys.argv[1:2] == [SCREEN]:
         START.begin()
     else:
+        from ftllm import structure
+
         structure.remember()
     from ftllm.cli.main import main as run
 
