@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from functools import cached_property, wraps
+from functools import cached_property, partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,21 @@ KINDS = {"IsUnknown": "UNKNOWN", "IsControl": "CONTROL", "IsUnused": "UNUSED", "
 
 
 class Pieces:
-    """What a `SentencePieceProcessor` says of its pieces, once `LoadFromFile` was called; one is made for all else."""
+    """What a `SentencePieceProcessor` says of its pieces, once `LoadFromFile` was called.
+
+    Args:
+        make: that class; one is made for all else.
+    """
+
+    def __init__(self, make: Callable[..., Any]) -> None:
+        self._make = make
 
     def LoadFromFile(self, path: str) -> bool:
-        """Read a `tokenizer.model`.
+        """Read a `tokenizer.model`; of pieces that cannot be a vocabulary, SentencePiece says what is wrong with them.
 
         Raises:
             google.protobuf.message.DecodeError: it is none.
+            RuntimeError: it is damaged.
         """
         from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
@@ -37,13 +45,13 @@ class Pieces:
         for question, kind in KINDS.items():
             wanted = ModelProto.SentencePiece.Type.Value(kind)
             setattr(self, question, [kind == wanted for kind in kinds].__getitem__)
-        return True
+        unknown = kinds.count(ModelProto.SentencePiece.UNKNOWN)
+        sound = unknown == 1 and len({"", *texts}) == len(texts) + 1
+        return sound or self._processor is not None  # making it fails, and says why
 
     @cached_property
     def _processor(self) -> Any:
-        from sentencepiece import SentencePieceProcessor
-
-        return SentencePieceProcessor(model_file=self._path)
+        return self._make(model_file=self._path)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -58,7 +66,7 @@ def read_at_once(create: Callable[..., Any]) -> Callable[..., Any]:
     def reading(self: Any) -> Any:
         sentencepiece: Any = importlib.import_module("sentencepiece")
         theirs = sentencepiece.SentencePieceProcessor
-        sentencepiece.SentencePieceProcessor = Pieces
+        sentencepiece.SentencePieceProcessor = partial(Pieces, theirs)
         try:
             return create(self)
         finally:

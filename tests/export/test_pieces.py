@@ -39,7 +39,10 @@ def every_kind(tmp_path: Path) -> Path:
 
 def same(path: Path) -> int:
     """How many answers there are, all of them SentencePiece's."""
-    found, wanted = Pieces(), sentencepiece.SentencePieceProcessor(model_file=str(path))
+    found, wanted = (
+        Pieces(sentencepiece.SentencePieceProcessor),
+        sentencepiece.SentencePieceProcessor(model_file=str(path)),
+    )
     assert found.LoadFromFile(str(path)) is True
     assert found.vocab_size() == wanted.vocab_size()
     for question in QUESTIONS:
@@ -55,20 +58,41 @@ def test_its_answers_are_sentencepieces(every_kind: Path) -> None:
 
 def test_what_else_is_asked_sentencepiece_answers() -> None:
     path = tokenizer_files("mistral") / "tokenizer.model"
-    found, wanted = Pieces(), sentencepiece.SentencePieceProcessor(model_file=str(path))
+    found, wanted = (
+        Pieces(sentencepiece.SentencePieceProcessor),
+        sentencepiece.SentencePieceProcessor(model_file=str(path)),
+    )
     found.LoadFromFile(str(path))
     assert found.EncodeAsPieces("Grüße, 你好") == wanted.EncodeAsPieces("Grüße, 你好")
 
 
+@pytest.mark.parametrize("damage", ["empty", "two unknown", "twice", "nameless"])
+def test_of_no_vocabulary_sentencepiece_says_what_is_wrong(every_kind: Path, damage: str) -> None:
+    model = ModelProto()
+    model.ParseFromString(every_kind.read_bytes())
+    if damage == "empty":
+        model = ModelProto()
+    elif damage == "two unknown":
+        model.pieces[1].type = Kind.UNKNOWN
+    else:
+        model.pieces[2].piece = "▁né" if damage == "twice" else ""
+    every_kind.write_bytes(model.SerializeToString())
+    with pytest.raises(RuntimeError) as theirs:
+        sentencepiece.SentencePieceProcessor(model_file=str(every_kind))
+    with pytest.raises(RuntimeError) as ours:
+        Pieces(sentencepiece.SentencePieceProcessor).LoadFromFile(str(every_kind))
+    assert str(ours.value) == str(theirs.value)
+
+
 def test_it_stands_in_only_while_a_vocabulary_is_made(every_kind: Path) -> None:
     theirs = sentencepiece.SentencePieceProcessor
-    seen: list[type] = []
+    seen: list[str] = []
 
     def create(path: Path) -> int:
         from sentencepiece import SentencePieceProcessor
 
-        seen.append(SentencePieceProcessor)
         tokenizer = SentencePieceProcessor()
+        seen.append(type(tokenizer).__name__)
         tokenizer.LoadFromFile(str(path))
         return int(tokenizer.vocab_size())
 
@@ -76,5 +100,8 @@ def test_it_stands_in_only_while_a_vocabulary_is_made(every_kind: Path) -> None:
     every_kind.write_bytes(b"\xff" * 9)
     with pytest.raises(DecodeError):
         read_at_once(create)(every_kind)
-    assert seen == [Pieces, Pieces]
+    every_kind.write_bytes(b"")
+    with pytest.raises(RuntimeError, match="unk is not defined"):
+        read_at_once(create)(every_kind)
+    assert seen == ["Pieces"] * 3
     assert sentencepiece.SentencePieceProcessor is theirs
