@@ -14,7 +14,6 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from ftllm.errors import UserError
 
@@ -58,7 +57,7 @@ class Listing:
     def __init__(self, models: Path, define: Define) -> None:
         self._models = models
         self._define = define
-        self._known: list[Any] | None = None  # as JSON has it
+        self._known: Structure | None = None
 
     def __call__(self, module_path: str | Path, prefix: str | None = None) -> Structure:
         """The classes of the modules in `module_path`, a directory or a file in it, under `prefix`."""
@@ -68,26 +67,30 @@ class Listing:
             self._known = self._read()
         start = "" if prefix is None else prefix + "."
         return {
-            frozenset(needed): {start + module: set(names) for module, names in modules.items()}
-            for needed, modules in self._known
+            needed: {start + module: set(names) for module, names in modules.items()}
+            for needed, modules in self._known.items()
         }
 
-    def _read(self) -> list[Any]:
+    def _read(self) -> Structure:
         mark = _mark(self._models)
         if mark is not None:
-            with suppress(OSError, ValueError, KeyError, TypeError):
+            with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or damaged
                 kept = json.loads(_path().read_text(encoding="utf-8"))
                 if kept["mark"] == mark:
-                    return list(kept["structure"])
-        found = [
-            [sorted(needed), {module: sorted(names) for module, names in modules.items()}]
-            for needed, modules in self._define(str(self._models)).items()
-        ]
+                    return {
+                        frozenset(needed): {module: set(names) for module, names in modules.items()}
+                        for needed, modules in kept["structure"]
+                    }
+        found = self._define(str(self._models))
         if mark is not None:
             from ftllm.files import write_json
 
+            lists = [
+                [sorted(needed), {module: sorted(names) for module, names in modules.items()}]
+                for needed, modules in found.items()
+            ]
             with suppress(UserError, OSError):  # a cache that cannot be written is done without
-                write_json(_path(), {"mark": mark, "structure": found})
+                write_json(_path(), {"mark": mark, "structure": lists})
         return found
 
 

@@ -93,7 +93,7 @@ def test_what_it_gives_may_be_changed(installed: Path) -> None:
     assert len(listing(installed)[frozenset({"torch"})]) == 2
 
 
-@pytest.mark.parametrize("change", ["another installation", "a model more", "damage", "no list of files"])
+@pytest.mark.parametrize("change", ["another installation", "a model more", "damage", "nonsense", "no list of files"])
 def test_what_changed_is_read_anew(installed: Path, change: str) -> None:
     kept = installed.parents[2] / "cache" / "ftllm" / "transformers.json"
     structure.Listing(installed, Reading())(installed)
@@ -103,6 +103,8 @@ def test_what_changed_is_read_anew(installed: Path, change: str) -> None:
         (installed / "gamma").mkdir()
     elif change == "damage":
         kept.write_text(kept.read_text()[:-20])
+    elif change == "nonsense":
+        kept.write_text(json.dumps(json.loads(kept.read_text()) | {"structure": [["torch", ["alpha"]]]}))
     else:
         shutil.rmtree(next(installed.parents[1].glob("*.dist-info")))
     read = Reading()
@@ -123,4 +125,3 @@ def test_other_directories_are_none_of_its_business(installed: Path) -> None:
     assert listing(installed / "alpha") == {frozenset({"torch"}): {"inner.modeling_inner": {"Inner"}}}
     assert read.calls == [(str(installed / "alpha"), None)]
     assert not (installed.parents[2] / "cache").exists()
-    assert json.dumps(structure._mark(installed))  # what is kept beside it

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
+from ftllm.export import fetch
 from ftllm.export.lean import Distributions
 
 IDS = list(range(3, 35))
@@ -45,6 +47,18 @@ made = [torch.distributed.is_available(), "torch._dynamo.convert_frame" in sys.m
 shapes = {"shape": shape, "calls": len(calls)}
 print(json.dumps({"logits": logits, "imported": imported, "mask": late.tolist(), "made": made} | shapes))
 """
+OPEN = """
+import json, sys
+from pathlib import Path
+from ftllm.export import worker
+
+worker.prepare()
+root = Path(sys.argv[2])
+sys.path[:0] = [str(root), str(root / "gguf-py")]
+from ftllm.export import convert
+opened = convert.open_checkpoint(Path(sys.argv[1]), None, "nano")
+print(json.dumps([len(opened.shapes), *(name for name in sys.argv[3:] if name in sys.modules)]))
+"""
 LEFT_OUT = ("sympy", "torch._meta_registrations", "torch._dynamo", "torch.distributed.tensor", "torch.distributed.fsdp")
 
 
@@ -63,6 +77,14 @@ def test_a_model_runs_without_what_it_does_not_use(said: dict[str, Any], nano: P
         wanted = model(input_ids=torch.tensor([IDS])).logits[0].numpy()
     np.testing.assert_allclose(said["logits"], wanted, rtol=1e-4, atol=1e-4)
     assert said["imported"] == []
+
+
+def test_a_checkpoint_is_opened_without_what_it_does_not_use(nano: Path, converter: fetch.Converter) -> None:
+    command = [sys.executable, "-c", OPEN, str(nano), str(converter.root), *LEFT_OUT]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with safe_open(nano / "model.safetensors", "pt") as weights:
+        assert json.loads(done.stdout.splitlines()[-1]) == [len(weights.keys())]
 
 
 def test_a_shape_left_out_is_fetched_once_it_is_needed(said: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from tests.real_tokenizers import tokenizer_files
 
 QUESTIONS = ("IdToPiece", "GetScore", "IsUnknown", "IsControl", "IsUnused", "IsByte")
 Kind: Any = ModelProto.SentencePiece
+Theirs = sentencepiece.SentencePieceProcessor
 
 
 @pytest.fixture
@@ -39,10 +40,7 @@ def every_kind(tmp_path: Path) -> Path:
 
 def same(path: Path) -> int:
     """How many answers there are, all of them SentencePiece's."""
-    found, wanted = (
-        Pieces(sentencepiece.SentencePieceProcessor),
-        sentencepiece.SentencePieceProcessor(model_file=str(path)),
-    )
+    found, wanted = Pieces(Theirs), Theirs(model_file=str(path))
     assert found.LoadFromFile(str(path)) is True
     assert found.vocab_size() == wanted.vocab_size()
     for question in QUESTIONS:
@@ -58,10 +56,7 @@ def test_its_answers_are_sentencepieces(every_kind: Path) -> None:
 
 def test_what_else_is_asked_sentencepiece_answers() -> None:
     path = tokenizer_files("mistral") / "tokenizer.model"
-    found, wanted = (
-        Pieces(sentencepiece.SentencePieceProcessor),
-        sentencepiece.SentencePieceProcessor(model_file=str(path)),
-    )
+    found, wanted = Pieces(Theirs), Theirs(model_file=str(path))
     found.LoadFromFile(str(path))
     assert found.EncodeAsPieces("Grüße, 你好") == wanted.EncodeAsPieces("Grüße, 你好")
 
@@ -78,14 +73,13 @@ def test_of_no_vocabulary_sentencepiece_says_what_is_wrong(every_kind: Path, dam
         model.pieces[2].piece = "▁né" if damage == "twice" else ""
     every_kind.write_bytes(model.SerializeToString())
     with pytest.raises(RuntimeError) as theirs:
-        sentencepiece.SentencePieceProcessor(model_file=str(every_kind))
+        Theirs(model_file=str(every_kind))
     with pytest.raises(RuntimeError) as ours:
-        Pieces(sentencepiece.SentencePieceProcessor).LoadFromFile(str(every_kind))
+        Pieces(Theirs).LoadFromFile(str(every_kind))
     assert str(ours.value) == str(theirs.value)
 
 
 def test_it_stands_in_only_while_a_vocabulary_is_made(every_kind: Path) -> None:
-    theirs = sentencepiece.SentencePieceProcessor
     seen: list[str] = []
 
     def create(path: Path) -> int:
@@ -104,4 +98,4 @@ def test_it_stands_in_only_while_a_vocabulary_is_made(every_kind: Path) -> None:
     with pytest.raises(RuntimeError, match="unk is not defined"):
         read_at_once(create)(every_kind)
     assert seen == ["Pieces"] * 3
-    assert sentencepiece.SentencePieceProcessor is theirs
+    assert sentencepiece.SentencePieceProcessor is Theirs

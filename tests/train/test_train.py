@@ -225,7 +225,7 @@ def test_killed_at_any_moment_and_resumed_from_the_command_line(trained: Trainer
     command = [sys.executable, "-m", "ftllm", "train", "--json", "--runs", str(trained.runs)]
     file = tmp_path / "train.yaml"
     file.write_text(json.dumps({**trained.given, **settings}))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}  # transformers prints that it is
     process = subprocess.Popen(
         [*command, str(file), "--name", "killed"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment,
         text=True,
