@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from textual.pilot import Pilot
-from tui_stage import MODEL, Stage, converse, notes, status
+from tui_stage import MODEL, Stage, answer, converse, notes, status
 
 from ftllm.chat import store as chats
 from ftllm.chat.options import ChatOptions, LoadSettings
@@ -15,6 +15,7 @@ from ftllm.chat.remote import Remote
 from ftllm.chat.session import ChatMessage
 from ftllm.chat.states import state_file
 from ftllm.chat.store import SessionInfo
+from tui.screens import sessions
 from tui.widgets.composer import Composer
 
 HERE = ChatOptions(load=LoadSettings(n_ctx=512, gpu_layers=0))
@@ -212,6 +213,38 @@ async def test_what_is_written_before_there_is_a_session_goes_along_to_another_o
         await open_(stage, pilot, before)
         assert stage.screen.query_one(Composer).text == "hm"
         assert chats.take_draft(stage.store) == ""
+
+
+async def test_what_is_not_sent_is_kept_while_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "DRAFT_SECONDS", 0.02)
+    stage = Stage(HERE)
+
+    def drafts() -> list[str]:
+        with stage.store.reading() as db:
+            return [text for (text,) in db.execute("SELECT text FROM drafts")]
+
+    async with stage.app.run_test() as pilot:
+        await stage.say(pilot, "waits")  # for the model
+        await pilot.press(*"more")
+        await stage.until(pilot, lambda: drafts() == ["waits\n\nmore"])
+        stage.engine.ready()
+        await stage.settle(pilot)
+        await answer(stage, pilot, "Hi.")
+        info = stage.screen.conversation.info
+        assert info is not None
+        await stage.until(pilot, lambda: drafts() == [])
+
+        def view() -> object:
+            return chats.get_session(stage.store, info.id).view.get("draft")
+
+        await stage.until(pilot, lambda: view() == "more")
+        await pilot.press(*" yet")
+        await stage.until(pilot, lambda: view() == "more yet")
+        await pilot.press("f6")  # a new session takes it along
+        await stage.until(pilot, lambda: drafts() == ["more yet"])
+        assert view() is None
+        await pilot.press("ctrl+u")
+        await stage.until(pilot, lambda: drafts() == [])
 
 
 async def test_ctrl_c_asks_before_what_is_written_is_lost() -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
+from tui.screens.sessions import DRAFT_SECONDS
+
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")]
 
 PATIENCE = 60.0
@@ -284,6 +286,18 @@ def test_ended_from_outside_it_leaves_as_with_its_key(terminal: Terminal, script
     terminal.until("│ half a thought")
     os.kill(terminal.program(), signal.SIGTERM)
     assert "half a thought" not in terminal.until("left with 0")
+    start(terminal, scripted, shown="│ half a thought")
+
+
+def test_killed_it_has_kept_what_was_written(terminal: Terminal, scripted: Path) -> None:
+    start(terminal, scripted)
+    terminal.until("ready")
+    terminal.type("half a thought")
+    terminal.until("│ half a thought")
+    time.sleep(DRAFT_SECONDS + 1)
+    os.kill(terminal.program(), signal.SIGKILL)
+    terminal.until("left with 137")
+    terminal.keys("C-l")
     start(terminal, scripted, shown="│ half a thought")
 
 

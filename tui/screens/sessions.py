@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,6 +11,8 @@ from textual import events, on
 from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.css.query import NoMatches
+from textual.timer import Timer
+from textual.widgets import TextArea
 
 from ftllm.chat import store as chats
 from ftllm.chat.states import state_file
@@ -21,6 +24,9 @@ from tui.widgets.sidebar import Sidebar
 
 WIDE = 100
 """From how many columns on the sidebar stands beside the conversation."""
+
+DRAFT_SECONDS = 2.0
+"""How much of what is being written may be lost when the program is killed."""
 
 
 class SessionsScreen(ChoosingScreen):
@@ -35,6 +41,8 @@ class SessionsScreen(ChoosingScreen):
     ]
 
     _deleted: Sequence[Callable[[], None]] = ()  # each brings something back, the last deleted last
+    _kept: tuple[int | None, str] = None, ""  # the session, and what is kept of what is not sent in it
+    _keeping: Timer | None = None
 
     def _go_on(self) -> None:
         """Show the session that was asked for by name, in the way that was asked for; else what was not sent before."""
@@ -89,12 +97,8 @@ class SessionsScreen(ChoosingScreen):
         """
         self._return_queue()
         info = self.conversation.info
-        written = self.query_one(Composer).draft if draft else ""
         try:
-            if info is not None:
-                self.conversation.keep_view(self._view(written))
-            elif written.strip():
-                chats.keep_draft(self.conversation.store, written)
+            self._keep(self.query_one(Composer).draft if draft else "", writing=False)
         except UserError as error:
             self._tell(error)
         if info is None:
@@ -104,6 +108,36 @@ class SessionsScreen(ChoosingScreen):
         if (self._unkept or self.busy) and isinstance(self.conversation.model, Path):
             self._unkept = False
             self._loader.save_state(state_file(info.uid))
+
+    @on(TextArea.Changed, "Composer")
+    def _keep_soon(self) -> None:
+        """Let what is not sent be found again even if the program is killed."""
+        if self._keeping is None:
+            self._keeping = self.set_timer(DRAFT_SECONDS, self._keep_unsent)
+
+    def _keep_unsent(self) -> None:
+        self._keeping = None
+        info, written = self.conversation.info, self.query_one(Composer).draft
+        unsent = "\n\n".join([*self._queue, *([written] if written.strip() else [])])
+        if (info.id if info is not None else None, unsent) != self._kept and (unsent or self._kept[1]):
+            with suppress(UserError):  # it is told when the session is left
+                self._keep(unsent, writing=True)
+
+    def _keep(self, unsent: str, *, writing: bool) -> None:
+        """Keep the place on the screen and what is not sent; with the session, if there is one."""
+        store, info = self.conversation.store, self.conversation.info
+        session, kept = self._kept
+        if kept and session is None and info is not None:
+            chats.keep_draft(store, "")
+        if info is not None:
+            self.conversation.keep_view(self._view(unsent))
+        elif unsent.strip() or kept:
+            chats.keep_draft(store, unsent, writing=writing)
+        self._kept = (info.id if info is not None else None), unsent
+
+    def _show_queue(self) -> None:
+        super()._show_queue()
+        self._keep_soon()
 
     def _view(self, written: str) -> dict[str, object]:
         place = self.transcript.place
@@ -176,6 +210,7 @@ class SessionsScreen(ChoosingScreen):
         self.query_one(Composer).border_subtitle = Content(title)
         if (sidebar := self.sidebar) is not None:
             sidebar.show(info.id if info is not None else 0)
+        self._keep_soon()
         self.refresh_bindings()
 
     # By key and mouse

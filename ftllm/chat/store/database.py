@@ -92,6 +92,9 @@ MIGRATIONS = (
     """
     CREATE TABLE drafts(id INTEGER PRIMARY KEY, text TEXT NOT NULL);  -- written while there was no session
     """,
+    """
+    ALTER TABLE drafts ADD COLUMN writer INTEGER NOT NULL DEFAULT 0;  -- the process still writing it; 0: none
+    """,
 )
 
 

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import os
+
 from ftllm.chat.store.database import Store
 
 
-def keep_draft(store: Store, text: str) -> None:
-    """Keep a draft until `take_draft` asks for it."""
+def keep_draft(store: Store, text: str, *, writing: bool = False) -> None:
+    """Keep a draft until `take_draft` asks for it, instead of what this process kept while it was writing.
+
+    Args:
+        text: nothing is kept of one that is empty.
+        writing: it is still being written: nobody else gets it while this process runs.
+    """
     with store.writing() as db:
-        db.execute("INSERT INTO drafts(text) VALUES(?)", (text,))
+        db.execute("DELETE FROM drafts WHERE writer = ?", (os.getpid(),))
+        if text.strip():
+            db.execute("INSERT INTO drafts(text, writer) VALUES(?, ?)", (text, os.getpid() if writing else 0))
 
 
 def take_draft(store: Store) -> str:
     """The draft kept last, which is not kept any longer; empty where there is none."""
     with store.writing() as db:
-        row = db.execute("SELECT id, text FROM drafts ORDER BY id DESC LIMIT 1").fetchone()
-        if row is None:
-            return ""
-        db.execute("DELETE FROM drafts WHERE id = ?", (row[0],))
-        return str(row[1])
+        for number, text, writer in db.execute("SELECT id, text, writer FROM drafts ORDER BY id DESC").fetchall():
+            if not (writer and _runs(writer)):
+                db.execute("DELETE FROM drafts WHERE id = ?", (number,))
+                return str(text)
+    return ""
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

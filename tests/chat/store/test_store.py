@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -202,6 +204,25 @@ def test_drafts_are_taken_once_the_last_one_first(store: Store) -> None:
     chats.keep_draft(store, "one")
     chats.keep_draft(store, "two\nlines")
     assert [chats.take_draft(store) for _ in range(3)] == ["two\nlines", "one", ""]
+
+
+def test_a_draft_still_being_written_is_given_to_no_other_while_its_program_runs(store: Store) -> None:
+    chats.keep_draft(store, "left before")
+    chats.keep_draft(store, "on", writing=True)
+    chats.keep_draft(store, "one", writing=True)  # instead of the one before
+    assert [chats.take_draft(store) for _ in range(2)] == ["left before", ""]
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    with store.writing() as db:
+        db.execute("UPDATE drafts SET writer = ?", (ended.pid,))
+    assert [chats.take_draft(store) for _ in range(2)] == ["one", ""]
+    chats.keep_draft(store, "two", writing=True)
+    chats.keep_draft(store, "two, left")
+    assert [chats.take_draft(store) for _ in range(2)] == ["two, left", ""]
+    chats.keep_draft(store, "three", writing=True)
+    chats.keep_draft(store, " \n", writing=True)
+    with store.reading() as db:
+        assert db.execute("SELECT count(*) FROM drafts").fetchone() == (0,)
 
 
 def test_a_newer_versions_file_is_left_alone(store: Store, tmp_path: Path) -> None:
