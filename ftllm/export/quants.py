@@ -77,7 +77,7 @@ def _wanted(given: str) -> Wanted:
     plain = given.removeprefix(I1)
     name = ALIASES.get(plain, plain)
     if name not in OFFERED:
-        near = difflib.get_close_matches(name, OFFERED, n=1)
+        near = difflib.get_close_matches(name, OFFERED, n=1, cutoff=0.65)  # Q9_X is near to nothing
         prefix = "i1-" if given != plain else ""
         hint = f"did you mean {prefix}{near[0]}?" if near else "types: " + ", ".join((*OFFERED, "all", "i1"))
         raise UserError(f"{given!r} is not a quantization type", hint)

@@ -26,6 +26,7 @@ def test_a_name_of_the_group_is_the_same_file_as_in_the_group() -> None:
     [
         ("i1-IQ2M", "'I1-IQ2M' is not a quantization type", "did you mean i1-IQ2_M?"),
         ("i1-Q8_0", "there is no i1-Q8_0", "ask for Q8_0"),
+        ("Q9_X", "'Q9_X' is not a quantization type", "types: "),
         ("i1-all", "'I1-ALL' is not a quantization type", "types: "),
         (" , ", "names no type", "--quant Q4_K_M"),
     ],
