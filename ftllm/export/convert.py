@@ -74,10 +74,11 @@ def open_checkpoint(directory: Path, adapter: Adapter | None, name: str) -> Conv
     Raises:
         UserError: an architecture llama.cpp does not know, or an adapter that does not fit this base.
     """
+    # Every thread of the pass computes its own rows; until then a second one would mostly spin in waiting for its turn
+    # on a core that the verifier uses: half of the time.
+    torch.set_num_threads(1)
     with torch.inference_mode(), reading(directory):
-        conversion = with_all_shapes(lambda: _open(directory, adapter, name))
-    torch.set_num_threads(1)  # every thread of the pass computes its own rows
-    return conversion
+        return with_all_shapes(lambda: _open(directory, adapter, name))
 
 
 def _open(directory: Path, adapter: Adapter | None, name: str) -> Conversion:
