@@ -188,6 +188,8 @@ def write(
     What is written can be read, and so verified, while the disk still takes it in. Files that have no paths are left
     out.
     """
+    import xxhash
+
     from ftllm.export import importance, stream
     from ftllm.llama.types import FILE_TYPES
 
@@ -207,7 +209,7 @@ def write(
         starts = headers.headers(shards, FILE_TYPES[item.quant], extra)
         paths = [Path(path) for path in order["paths"][file["label"]]]
         parts = [
-            stream.Part(path, start, len(tensors), path.open("wb"), crc32=0 if check else None)
+            stream.Part(path, start, len(tensors), path.open("wb"), checksum=xxhash.xxh3_128() if check else None)
             for path, start, tensors in zip(paths, starts, shards, strict=True)
         ]
         outputs.append(stream.Output(item, parts, values))
@@ -244,7 +246,7 @@ def _made(files: list[Any], outputs: list[Any]) -> list[dict[str, Any]]:
                     "path": str(part.path),
                     "bytes": part.size,
                     "sha256": part.digest.hexdigest(),
-                    "crc32": part.crc32,
+                    "xxh3": part.checksum.hexdigest() if part.checksum is not None else None,
                     "tensors": part.tensors,
                 }
                 for part in output.parts

@@ -20,7 +20,7 @@ from ftllm.export import checks, verifier
 from ftllm.export.checks import CONTROL, USER_DEFINED
 from ftllm.export.tokens import Tokens, read_tokens
 from ftllm.export.verifier import Truth
-from ftllm.files import crc32_file, sha256_file
+from ftllm.files import sha256_file, xxh3_file
 from ftllm.llama.header import TensorInfo, read_header
 from ftllm.llama.model import Model
 
@@ -34,7 +34,7 @@ def checker(truth: Truth, order: dict[str, Any]) -> Check:
     def check(path: Path, quant: str, **changed: Any) -> list[str]:
         header = read_header(path)
         part = {"path": str(path), "bytes": header.file_size, "tensors": len(header.tensors)}
-        part |= {"sha256": sha256_file(path), "crc32": crc32_file(path), **changed}
+        part |= {"sha256": sha256_file(path), "xxh3": xxh3_file(path), **changed}
         return verifier.verify({"files": [part], "type": quant, **order}, truth)[1]
 
     return check
@@ -123,11 +123,11 @@ def test_a_file_without_the_adapter(nano: Path, convert: Any, of_nano: Check, tm
     assert "0.00 times what its adapter adds" in said(of_nano(plain, "F32"))
 
 
-@pytest.mark.parametrize("noted", ["crc32", "sha256"])
+@pytest.mark.parametrize("noted", ["xxh3", "sha256"])
 def test_one_corrupted_block(noted: str, copies: dict[str, Path], of_nano: Check) -> None:
     """Found by the writer's checksum, or by the hash of a file that was made earlier."""
     path = copies["Q4_K_M"]
-    before = {"crc32": crc32_file(path)} if noted == "crc32" else {"sha256": sha256_file(path), "crc32": None}
+    before = {"xxh3": xxh3_file(path)} if noted == "xxh3" else {"sha256": sha256_file(path), "xxh3": None}
     info = tensor(path, "blk.2.ffn_up.weight")
     assert info.type == "Q4_K"
     overwrite(path, info.offset + 144 * 3, bytes(144))

@@ -16,7 +16,7 @@ from ftllm.export import checks, limits, stream, verifier
 from ftllm.export.checks import CONTROL, USER_DEFINED
 from ftllm.export.stream import Output, Part
 from ftllm.export.verifier import Truth
-from ftllm.files import crc32_file
+from ftllm.files import xxh3_file
 from ftllm.llama.header import read_header
 from ftllm.llama.model import Model
 
@@ -33,7 +33,7 @@ def verify(truth: Truth, lora_files: Any) -> Callable[..., tuple[dict[str, Any],
     def run(path: Path, quant: str, **order: Any) -> tuple[dict[str, Any], list[str]]:
         header = read_header(path)
         part = {"path": str(path), "bytes": header.file_size, "tensors": len(header.tensors)}
-        part |= {"crc32": crc32_file(path), **order}
+        part |= {"xxh3": xxh3_file(path), **order}
         return verifier.verify({"files": [part], "type": quant, **lora_files.order}, truth)
 
     return run
