@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import queue
 import signal
 import subprocess
-import sys
-import tempfile
 import threading
 from collections.abc import Iterator
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import ftllm
 from ftllm.errors import UserError, WorkError
+from ftllm.export.starting import FORKING, Started, close, kill_group, start, start_together
 
 TAIL = 3  # lines of a dead child's stderr to show
 GRACE = 10.0  # seconds a child may take to end after its last word
@@ -24,7 +20,6 @@ WORKER, VERIFIER = "ftllm.export.worker", "ftllm.export.verifier"
 PATIENCE = 0.3  # seconds a killed child is waited for
 
 
-Started = tuple["subprocess.Popen[str]", IO[bytes]]  # a process, and the file its stderr goes to
 _waiting: dict[str, Started] = {}  # for their jobs, by module
 
 
@@ -34,7 +29,9 @@ def prepared(*modules: str) -> Iterator[None]:
 
     Those that no child took are ended.
     """
-    started = {module: _start(module) for module in modules if module not in _waiting}
+    wanted = [module for module in modules if module not in _waiting]
+    together = FORKING and {WORKER, VERIFIER} == set(wanted)
+    started = start_together(wanted) if together else {module: start(module) for module in wanted}
     _waiting.update(started)
     try:
         yield
@@ -42,33 +39,9 @@ def prepared(*modules: str) -> Iterator[None]:
         for module, (process, log) in started.items():
             if module in _waiting and _waiting[module][0] is process:
                 del _waiting[module]
-                _kill_group(process)
-                with process, log:
-                    pass
-
-
-def _start(module: str) -> Started:
-    log = tempfile.TemporaryFile()  # noqa: SIM115
-    paths = [*_source_path(), *filter(None, [os.environ.get("PYTHONPATH")])]
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", module],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=log,
-        text=True,
-        encoding="utf-8",
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"},
-        start_new_session=True,  # Ctrl-C goes to the parent alone, which then ends its children
-    )
-    return process, log
-
-
-def _kill_group(process: subprocess.Popen[str]) -> None:
-    if hasattr(os, "killpg"):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    else:
-        process.kill()
+                kill_group(process)
+                with log:
+                    close(process)
 
 
 class Child:
@@ -77,7 +50,7 @@ class Child:
     def __init__(self, name: str, module: str, job: dict[str, Any], events: Events) -> None:
         self.name = name
         self.ended = False  # its end was among the events
-        self._process, self._log = _waiting.pop(module) if module in _waiting else _start(module)
+        self._process, self._log = _waiting.pop(module) if module in _waiting else start(module)
         self.events = events
         events.children.append(self)
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -94,7 +67,7 @@ class Child:
     def end(self) -> None:
         """Kill it and everything it started, without waiting for their end."""
         if not self.dead:
-            _kill_group(self._process)
+            kill_group(self._process)
 
     def kill(self) -> None:
         """End it and everything it started, now.
@@ -108,7 +81,7 @@ class Child:
             return
         self._reader.join(timeout=0.5)
         if self._reader.is_alive():  # something it started outlived it, and holds its output open
-            _kill_group(self._process)
+            kill_group(self._process)
             self._reader.join(timeout=5)
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
@@ -153,12 +126,6 @@ class Child:
             for line in self._process.stdout:
                 self.events.put((self, json.loads(line)))
         self.events.put((self, None))
-
-
-def _source_path() -> list[str]:
-    """Where a child finds ftllm when it is run from a checkout; installed, it is found anyway."""
-    source = Path(ftllm.__file__).resolve().parent.parent
-    return [] if {"site-packages", "dist-packages"} & set(source.parts) else [str(source)]
 
 
 class Events(queue.Queue["tuple[Child, dict[str, Any] | None]"]):

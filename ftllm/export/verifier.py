@@ -54,8 +54,12 @@ def prepare() -> None:
     from ftllm.export import lean
 
     with lean.for_inference():
+        import torch
+
         import ftllm.export.reference
         import ftllm.export.tokens  # noqa: F401
+
+    torch.set_num_threads(1)  # until the reference knows how many it may take: the worker has the other core
 
 
 def run(job: dict[str, Any], channel: Channel) -> None:
@@ -160,5 +164,10 @@ def predictions(model: Model, ids: Sequence[int]) -> Any:
         return context.logits_matrix().copy()
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Do the job that arrives on stdin."""
     serve(run, prepare)
+
+
+if __name__ == "__main__":
+    main()

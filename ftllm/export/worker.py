@@ -291,5 +291,10 @@ def spare_thought_tags(writer: Any) -> None:
             kinds.value[index] = USER_DEFINED
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Do the job that arrives on stdin."""
     serve(run, prepare)
+
+
+if __name__ == "__main__":
+    main()

@@ -319,7 +319,7 @@ def test_a_killed_child_that_cannot_end_yet_is_left_to_itself(
     """As while the system writes its file to the disk: a signal does not reach it."""
     child = children(LIVES)
     with monkeypatch.context() as patched:
-        patched.setattr("ftllm.export.child._kill_group", lambda _: None)
+        patched.setattr("ftllm.export.child.kill_group", lambda _: None)
         started = time.monotonic()
         child.kill()
         assert time.monotonic() - started < 1.0
