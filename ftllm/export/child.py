@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ftllm.errors import UserError, WorkError
-from ftllm.export.starting import FORKING, Started, close, kill_group, start, start_together
+from ftllm.export.starting import FORKING, Started, bury, close, kill_group, start, start_together
 
 TAIL = 3  # lines of a dead child's stderr to show
 GRACE = 10.0  # seconds a child may take to end after its last word
@@ -42,6 +42,8 @@ def prepared(*modules: str) -> Iterator[None]:
                 kill_group(process)
                 with log:
                     close(process)
+        for process, _ in started.values():
+            bury(process, PATIENCE)
 
 
 class Child:

@@ -36,6 +36,7 @@ class Forked:
         self.pid = parent.pid
         self.stdin, self.stdout = stdin, stdout
         self.returncode: int | None = None
+        self.listener: threading.Thread | None = None  # ends with the process that forks
         self._ended = threading.Event()
 
     def end(self, code: int) -> None:
@@ -105,7 +106,10 @@ def start_together(modules: Sequence[str]) -> dict[str, Started]:
         module: Forked(os.fdopen(to_it[1], "w", encoding="utf-8"), os.fdopen(from_it[0], encoding="utf-8"), parent)
         for module, (to_it, from_it) in zip(modules, pipes, strict=True)
     }
-    threading.Thread(target=_listen, args=(parent, forked), daemon=True).start()
+    listener = threading.Thread(target=_listen, args=(parent, forked), daemon=True)
+    for process in forked.values():
+        process.listener = listener
+    listener.start()
     return {module: (forked[module], log) for module, log in zip(modules, logs, strict=True)}
 
 
@@ -146,6 +150,12 @@ def close(process: Process) -> None:
             with contextlib.suppress(OSError):
                 stream.close()
     process.wait()
+
+
+def bury(process: Process, timeout: float) -> None:
+    """Wait for whom a process that has ended was forked from, so that what it used is counted as ours."""
+    if isinstance(process, Forked) and process.listener is not None and process.poll() is not None:
+        process.listener.join(timeout)
 
 
 def _environment() -> dict[str, str]:
