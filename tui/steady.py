@@ -6,12 +6,20 @@ What follows on the line would be moved by that, and what was there before would
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len, split_graphemes
 from rich.console import Console
 from rich.segment import Segment
+from textual.geometry import Region
 from textual.strip import Strip
+
+if TYPE_CHECKING:
+    from textual.widget import Widget
+else:
+    Widget = object  # a second base that is a widget would hide the first one's styles
 
 SAVE, BACK = "\x1b7", "\x1b8"
 """Remember where the cursor is, and go back there (DECSC and DECRC, which every terminal has)."""
@@ -42,6 +50,22 @@ class SteadyStrip(Strip):
     def render(self, console: Console) -> str:
         """As control sequences for the terminal."""
         return "".join(_drawn(segment, console) for segment in self)
+
+    def crop(self, start: int, end: int | None = None) -> Strip:
+        """A part of it, as steady."""
+        return steady(super().crop(start, end))
+
+    def divide(self, cuts: Iterable[int]) -> Sequence[Strip]:
+        """Its parts, as where something lies over it, as steady."""
+        return [steady(part) for part in super().divide(cuts)]
+
+
+class Steadily(Widget):
+    """Put before a widget's own class, it draws that one's lines steadily, frame and all."""
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """The lines within `crop`."""
+        return [steady(strip) for strip in super().render_lines(crop)]
 
 
 def _drawn(segment: Segment, console: Console) -> str:

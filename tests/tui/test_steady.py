@@ -10,9 +10,14 @@ from rich.cells import cell_len, split_graphemes
 from rich.console import Console
 from rich.segment import Segment
 from rich.style import Style
+from textual.geometry import Region
 from textual.strip import Strip
+from textual.widget import Widget
+from textual.widgets import Input, OptionList
+from tui_stage import Stage
 
-from tui.steady import steady, unsure
+from ftllm.chat import store as chats
+from tui.steady import SteadyStrip, steady, unsure
 
 LINE = "a ❤️ heart, 👍🏽 hand, 👨‍👩‍👧 family, 1️⃣ key, 🏳️‍🌈 flag, 🇩🇪 flag, 🙂 七 é end"
 
@@ -64,3 +69,38 @@ def test_what_is_sure_is_left_alone() -> None:
     strip = Strip([Segment("七十 🙂 🇩🇪 é 한 plain")])
     assert steady(strip) is strip
     assert [LINE[start:end] for start, end, _ in unsure(LINE)] == ["❤️", "👍🏽", "👨‍👩‍👧", "1️⃣", "🏳️‍🌈"]
+
+
+@pytest.mark.parametrize("measure", [cell_len, alone])
+def test_parts_of_a_line_are_steady_too(measure: Callable[[str], int]) -> None:
+    """As where a list lies over the text."""
+    strip = steady(Strip([Segment(LINE[: LINE.index("flag")])]))  # of longer ones, rich 15 cuts into what is joined
+    console = Console(force_terminal=True, color_system=None, legacy_windows=False)
+    at = cell_len(LINE[: LINE.index("family")])
+    for parts in (strip.divide([at, strip.cell_length]), [strip.crop(0, at), strip.crop(at)]):
+        first, second = (shown(part.render(console), measure) for part in parts)
+        for cells, words, start in ((first, ("heart", "hand"), 0), (second, ("family", "key"), at)):
+            for word in words:
+                column = cell_len(LINE[: LINE.index(word)]) - start
+                assert "".join(cells[column + place] for place in range(len(word))) == word
+
+
+async def test_titles_and_what_is_typed_in_dialogs_are_steady() -> None:
+    stage = Stage()
+    chats.create_session(stage.store, title="❤️ arithmetic")
+    async with stage.app.run_test() as pilot:
+
+        def steadied(widget: Widget) -> list[str]:
+            lines = widget.render_lines(Region(0, 0, widget.size.width, widget.size.height))
+            return [strip.text.strip() for strip in lines if isinstance(strip, SteadyStrip)]
+
+        await pilot.press("ctrl+s")
+        await pilot.pause()
+        assert [line.startswith("❤️ arith") for line in steadied(stage.screen.query_one(OptionList))] == [True]
+        field = stage.screen.query_one(Input)
+        field.value = "❤️"
+        await pilot.pause()
+        assert steadied(field) == ["❤️"]
+        await pilot.press("escape", "escape")
+        await stage.say(pilot, "❤️ waits")
+        assert ["❤️ waits" in line for line in steadied(stage.screen.query_one("#queue"))] == [True]

@@ -17,6 +17,7 @@ from textual.widgets.option_list import Option
 from ftllm.values import dataclass
 from tui.screens.dialog import ESCAPE, Dialog
 from tui.text import one_line, shortened
+from tui.widgets.options import Options
 from tui.widgets.typed import Field
 
 T = TypeVar("T")
@@ -95,7 +96,7 @@ class PickScreen(Dialog[T | None]):
         with self.framed(Vertical(), self._title, ("", "Type to find   Up, Down"), ("enter", "Enter: take it"), ESCAPE):
             yield Field(self._typed, placeholder="Find", compact=True)
             yield Static(classes="titles", markup=False)
-            table = OptionList(compact=True, markup=False)
+            table = Options(compact=True, markup=False)
             table.can_focus = False
             yield table
             yield Static(classes="said", markup=False)

@@ -29,12 +29,17 @@ from ftllm.chat.settings import (
 from ftllm.errors import UserError
 from ftllm.values import dataclass
 from tui.screens.dialog import ESCAPE, Dialog
+from tui.steady import Steadily
 from tui.widgets.choice import Choice
 from tui.widgets.typed import Field
 
 PRESET = "preset"
 AS_IT_IS = "as it is"
 MAY_IGNORE = "*"
+
+
+class Area(Steadily, TextArea):
+    """Several lines to type in."""
 
 
 @dataclass(frozen=True)
@@ -130,9 +135,7 @@ class SettingsScreen(Dialog[Chosen | None]):
     def _field(self, setting: Setting) -> Widget:
         value, name = self._before[setting.name], f"set-{setting.name}"
         if setting is SYSTEM:
-            return TextArea(
-                str(value or ""), compact=True, id=name, placeholder=setting.unset, highlight_cursor_line=False
-            )
+            return Area(str(value or ""), compact=True, id=name, placeholder=setting.unset, highlight_cursor_line=False)
         choices = self._themes if setting is THEME else (OFF, ON) if setting.kind is bool else setting.choices
         if choices:
             return Choice(choices, setting.show(value), id=name)

@@ -27,6 +27,7 @@ from tui.conversation import NO_REPLY, Conversation
 from tui.loader import Loader
 from tui.meter import Meter
 from tui.setup import Setup
+from tui.steady import Steadily
 from tui.text import one_line
 from tui.turns import Remark, ReplyTurn, Turn, UserTurn, failure_text
 from tui.widgets.completions import Completion, Completions
@@ -59,6 +60,10 @@ def rest_after(paint_seconds: float, taken_seconds: float = 0.0) -> float:
     """
     held = min(taken_seconds / SHARE - paint_seconds, 0.2)
     return max(0.05 if paint_seconds <= 0.025 else 0.1, paint_seconds, held)
+
+
+class Queue(Steadily, Static):
+    """What is sent next."""
 
 
 class TalkScreen(Screen[None]):
@@ -94,7 +99,7 @@ class TalkScreen(Screen[None]):
             yield Transcript(self.conversation.model.stem)
             yield EndMarker()
         with Container(id="writing"):
-            yield Static(id="queue", markup=False)
+            yield Queue(id="queue", markup=False)
             yield Completions(self.completions)
             yield Composer()
         yield StatusLine()

@@ -5,19 +5,17 @@ from __future__ import annotations
 import unicodedata
 
 from textual import events
-from textual.geometry import Region
 from textual.message import Message
-from textual.strip import Strip
 from textual.widgets import TextArea
 
 from ftllm.values import dataclass
 from tui.commands import MESSAGE_PREFIX, is_command
-from tui.steady import steady
+from tui.steady import Steadily
 from tui.widgets.completions import Completion, Completions
 from tui.widgets.typed import edited
 
 
-class Composer(TextArea):
+class Composer(Steadily, TextArea):
     """Enter sends; Ctrl+J (or Shift+Enter, Alt+Enter where the terminal tells them apart) starts a new line."""
 
     NEW_LINE_KEYS = ("ctrl+j", "shift+enter", "alt+enter")
@@ -92,10 +90,6 @@ class Composer(TextArea):
         elif await edited(self, event.key):
             event.stop()
             event.prevent_default()
-
-    def render_lines(self, crop: Region) -> list[Strip]:
-        """The lines with their frame, which emoji in them do not move."""
-        return [steady(strip) for strip in super().render_lines(crop)]
 
     def _choose(self, menu: Completions, key: str) -> bool:
         """Act on the list of completions; whether the key is one of its own."""

@@ -20,6 +20,7 @@ from ftllm.chat import store as chats
 from ftllm.chat.store import Hit, SessionInfo, Store
 from ftllm.values import dataclass
 from tui.text import harmless, one_line
+from tui.widgets.options import Options
 from tui.widgets.typed import Field
 
 TYPING_SECONDS = 0.15  # the search begins when nothing has been typed for so long
@@ -100,7 +101,7 @@ class Sidebar(Vertical):
     def compose(self) -> ComposeResult:
         self.border_title = "Sessions"
         yield Field(placeholder=SEARCH)
-        yield OptionList(markup=False)
+        yield Options(markup=False)
 
     def on_mount(self) -> None:
         """Keys are for the line; the list is only clicked."""

@@ -6,6 +6,8 @@ from textual import events
 from textual.widget import Widget
 from textual.widgets import Input
 
+from tui.steady import Steadily
+
 
 async def edited(widget: Widget, key: str) -> bool:
     """Do at once what a key does in a widget; whether it does anything.
@@ -19,7 +21,7 @@ async def edited(widget: Widget, key: str) -> bool:
     return False
 
 
-class Field(Input):
+class Field(Steadily, Input):
     """A line to type in."""
 
     async def _on_key(self, event: events.Key) -> None:
