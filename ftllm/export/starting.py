@@ -160,7 +160,9 @@ def bury(process: Process, timeout: float) -> None:
 
 def _environment() -> dict[str, str]:
     paths = [*_source_path(), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"}
+    own = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"}
+    own["OPENBLAS_NUM_THREADS"] = "1"  # numpy's sums are over chunks, of which each thread of the pass has its own
+    return {**os.environ, **own}
 
 
 def _source_path() -> list[str]:

@@ -121,6 +121,28 @@ def test_blocks_survive_a_round_trip() -> None:
         assert error <= largest, name
 
 
+@pytest.mark.parametrize("what", ["usual", "ties", "zeros", "16 bits", "tiny", "vanishing", "huge"])
+def test_eight_bits_are_those_of_ggml(what: str) -> None:
+    random = np.random.default_rng(5)
+    for number in range(30):
+        rows = (random.standard_normal((64, 1152)) * 10.0 ** random.uniform(-4, 1)).astype(np.float32)
+        if what == "ties":  # between two multiples of a scale of 1/2, 1, 2, ...
+            rows = np.round(rows / np.abs(rows).max() * 254)
+            rows[:, ::32] = 254
+            rows = (rows * 2.0 ** (number % 5 - 2)).astype(np.float32)
+        elif what == "zeros":
+            rows[random.random(rows.shape) < 0.9] = 0.0
+            rows[: number + 1, :64] = -0.0
+        elif what == "16 bits":
+            rows = rows.astype(np.float16).astype(np.float32)
+        elif what in ("tiny", "vanishing"):  # vanishing: ggml divides by a scale whose inverse is infinite
+            rows *= np.float32(1e-30 if what == "tiny" else 1e-36)
+            rows[:, ::7] *= np.float32(1e-5)
+        elif what == "huge":
+            rows *= np.float32(1e5)
+        assert np.array_equal(blocks.quantize(blocks.Q8_0, rows), blocks._quantized(blocks.Q8_0, rows, None))
+
+
 def test_rows_that_do_not_divide_take_a_larger_type(
     nano: Path, edited: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
