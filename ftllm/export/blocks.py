@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ EIGHTS = 32  # values in a block of Q8_0
 NEARLY_HALF = float(np.nextafter(np.float32(0.5), np.float32(0.0)))
 NUMBERS = {kind.name: number for number, kind in TENSOR_TYPES.items()}
 
+_room = threading.local()  # a thread's own place for numbers under way: memory taken anew costs as much as they do
 TO_FLOAT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
 
 
@@ -88,13 +90,16 @@ def _eight_bits(rows: Floats) -> Bytes | None:
     import torch
 
     values = torch.from_numpy(rows).view(-1, EIGHTS)
-    scaled = values.abs()
+    if getattr(_room, "size", 0) < rows.size:
+        _room.size, _room.floats = rows.size, torch.empty(2, rows.size)
+    scaled, signs = (part[: rows.size].view(values.shape) for part in _room.floats)
+    torch.abs(values, out=scaled)
     scales = scaled.amax(1, keepdim=True) / 127
     inverse = torch.where(scales == 0.0, 0.0, 1.0 / scales)
     if inverse.isinf().any():
         return None
     torch.mul(values, inverse, out=scaled)
-    scaled.add_(scaled.sign(), alpha=NEARLY_HALF)
+    scaled.add_(torch.sign(scaled, out=signs), alpha=NEARLY_HALF)
     out = torch.empty((len(values), 2 + EIGHTS), dtype=torch.int8)
     out[:, :2] = scales.half().view(torch.int8)
     out[:, 2:] = scaled
