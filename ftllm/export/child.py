@@ -39,7 +39,8 @@ def prepared(*modules: str) -> Iterator[None]:
         for module, (process, log) in started.items():
             if module in _waiting and _waiting[module][0] is process:
                 del _waiting[module]
-                kill_group(process)
+                if process.poll() is None:
+                    kill_group(process)
                 with log:
                     close(process)
         for process, _ in started.values():
