@@ -24,7 +24,7 @@ from conversion import LazyTorchTensor, ModelBase, ModelType, get_model_architec
 from safetensors import safe_open
 
 from ftllm.errors import UserError
-from ftllm.export.lean import with_all_shapes, without_compiler
+from ftllm.export.lean import without_compiler
 from ftllm.export.lora import ELSEWHERE, Adapter, Pair
 from ftllm.export.pieces import read_at_once
 from ftllm.export.rows import Rows, as_float32, by_rows, changed, leaf, rows_of
@@ -78,7 +78,7 @@ def open_checkpoint(directory: Path, adapter: Adapter | None, name: str) -> Conv
     # on a core that the verifier uses: half of the time.
     torch.set_num_threads(1)
     with torch.inference_mode(), reading(directory):
-        return with_all_shapes(lambda: _open(directory, adapter, name))
+        return _open(directory, adapter, name)
 
 
 def _open(directory: Path, adapter: Adapter | None, name: str) -> Conversion:

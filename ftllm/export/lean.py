@@ -9,14 +9,10 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
-from importlib.abc import MetaPathFinder
-from typing import Any, TypeVar
-
-Made = TypeVar("Made")
+from typing import Any
 
 COMPILER = "torch._dynamo"
 INDEXING = f"{COMPILER}._trace_wrapped_higher_order_op"
-SHAPES = "torch._meta_registrations"
 ALGEBRA = "sympy"
 SYMBOLS = "torch.fx.experimental.symbolic_shapes"
 MARKS = ("disable", "allow_in_graph", "assume_constant_result")  # what a function is to the compiler, else as it is
@@ -58,33 +54,6 @@ class Distributions(Mapping[str, list[str]]):
 
     def __len__(self) -> int:
         return len(self._all)
-
-
-def import_torch() -> None:
-    """Import torch without what tells, in Python, the shapes of operations seldom used; see `with_all_shapes`."""
-    if "torch" not in sys.modules:
-        sys.meta_path.insert(0, _ShapesFirst())
-        with _stand_in(SHAPES, {}):
-            importlib.import_module("torch")
-
-
-class _ShapesFirst(MetaPathFinder):
-    """Finds nothing; but what is left out of torch is there before its compiler, which cannot be imported without."""
-
-    def find_spec(self, fullname: str, *_: Any) -> None:
-        if fullname == COMPILER and SHAPES not in sys.modules:
-            importlib.import_module(SHAPES)
-
-
-def with_all_shapes(make: Callable[[], Made]) -> Made:
-    """What `make` returns; if it needs one of the shapes that `import_torch` left out, it is called once more."""
-    try:
-        return make()
-    except NotImplementedError:
-        if SHAPES in sys.modules:
-            raise
-        importlib.import_module(SHAPES)
-    return make()
 
 
 @contextmanager
@@ -138,7 +107,6 @@ def for_inference() -> Iterator[None]:
     model over several processes is left out, as it is where torch was built without it.
     """
     skip_documentation()
-    import_torch()
     distributed: Any = importlib.import_module("torch.distributed")
     there = distributed.is_available
     with ExitStack() as stack:

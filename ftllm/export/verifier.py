@@ -41,7 +41,7 @@ class Truth:
             from ftllm.export.reference import Reference
             from ftllm.export.tokens import read_tokens, sequence
 
-            reference = lean.with_all_shapes(lambda: Reference(base, adapter, offload=offload, alone=alone))
+            reference = Reference(base, adapter, offload=offload, alone=alone)
         tokens = read_tokens(base, reference.n_vocab)
         ids = sequence(tokens, reference.bos)
         (states,) = reference.hidden([ids])

@@ -113,7 +113,7 @@ def prepare() -> None:
     from ftllm.export import lean
 
     lean.skip_documentation()
-    lean.import_torch()
+    import torch  # noqa: F401
     import transformers.models.auto.configuration_auto  # noqa: F401
 
 
